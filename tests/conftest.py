@@ -1,0 +1,113 @@
+"""What the tests share: the scripts as modules, tiny arguments for each, and environments that follow a script."""
+
+import dataclasses
+import importlib.util
+import signal
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted(path.stem for path in (ROOT / "algos").glob("*.py"))
+
+# A row a script. args: arguments under which `train` runs on scripted environments in about a second (two iterations,
+# an evaluation after each, an exact checkpoint after the first). flags: the same order of size on the real environment.
+ROWS = {
+    "mdpo": {
+        "args": {"total_timesteps": 32, "num_envs": 2, "num_steps": 8, "num_minibatches": 2, "update_epochs": 2}
+        | {"exact_every": 16, "eval_every": 16, "eval_episodes": 4, "final_eval_episodes": 4, "cuda": False},
+        "flags": "--env-id bigfish --distribution-mode easy --total-timesteps 128 --num-envs 4 --num-steps 16"
+        " --num-minibatches 2 --update-epochs 1 --exact-every 64 --eval-every 64 --eval-episodes 4"
+        " --final-eval-episodes 4 --no-cuda",
+    },
+}
+
+
+def load(name):
+    """A script as a module, imported once."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, ROOT / "algos" / f"{name}.py")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def tiny_args(name, runs_dir, **changes):
+    """The script's Args with its row's values, `changes` on top."""
+    return load(name).Args(**ROWS[name]["args"] | {"runs_dir": str(runs_dir)} | changes)
+
+
+class ScriptedEnvs:
+    """Images that depend on (seed, split, restart, environment, time); environment n's episodes take n + 3 steps.
+
+    The reward is 1 for the action that is the step's number modulo the number of actions, else 0; so returns depend on
+    what the agent does, and nothing else is random. Odd environments end by truncation, even ones by termination.
+    """
+
+    def __init__(self, args, split, restart=0, obs_shape=(3, 64, 64), num_actions=15):
+        self.num_envs = args.num_envs
+        self.single_observation_space = gym.spaces.Box(0, 255, obs_shape, np.uint8)
+        self.single_action_space = gym.spaces.Discrete(num_actions)
+        self.rng = np.random.default_rng((args.seed, len(split), restart))
+        self.time = np.zeros(self.num_envs, dtype=int)
+
+    def observe(self):
+        return self.rng.integers(0, 256, (self.num_envs, *self.single_observation_space.shape), dtype=np.uint8)
+
+    def reset(self):
+        return self.observe(), {}
+
+    def step(self, actions):
+        reward = (actions == self.time % self.single_action_space.n).astype(np.float32)
+        self.time += 1
+        done = self.time == np.arange(self.num_envs) + 3
+        self.time[done] = 0
+        odd = np.arange(self.num_envs) % 2 == 1
+        return self.observe(), reward, done & ~odd, done & odd, {}
+
+    def close(self):
+        pass
+
+
+class TinyAgent(nn.Module):
+    """The smallest network with the interface of mdpo.py's Agent, for tests of everything around the network."""
+
+    def __init__(self, envs, args):
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(4)
+        self.actor = nn.Linear(48, int(envs.single_action_space.n))
+        self.critic = nn.Linear(48, 1)
+
+    def forward(self, obs):
+        hidden = self.pool(obs.float() / 255).flatten(1)
+        return self.actor(hidden), self.critic(hidden).squeeze(-1)
+
+
+def weights(agents):
+    """All parameters and buffers of some agents in one vector."""
+    return torch.cat([value.flatten().double() for agent in agents for value in agent.state_dict().values()])
+
+
+def replace(args, **changes):
+    return dataclasses.replace(args, **changes)
+
+
+@pytest.fixture(params=SCRIPTS)
+def script(request):
+    """Each script in turn, as a module."""
+    return load(request.param)
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """`train` takes over some signals; each test gives them back."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
