@@ -38,6 +38,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -612,7 +613,7 @@ class Run:
     """A run's folder (arguments, source, metrics, events, checkpoints), its progress bar, and the wish to stop."""
 
     def __init__(self, args, device, state, done, goal):
-        name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        name = f"{args.env_id}__{args.exp_name}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
         self.folder = checkpoint_path(args.resume).parent if args.resume else Path(args.runs_dir) / name
         try:
             self.folder.mkdir(parents=True, exist_ok=bool(args.resume))
