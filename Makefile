@@ -1,0 +1,34 @@
+PYTHON ?= python3
+APT := apt-get
+
+.PHONY: train test install libraries
+
+train: install
+	.venv/bin/python algos/mdpo.py --env-id bigfish $(ARGS)
+
+test: install
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/python -m pytest $(ARGS)
+
+install: libraries .venv/installed
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt
+	touch $@
+
+# The Debian packages of what is missing: `python3 -m venv`, and two libraries that Procgen's Qt draws with.
+needs = $(shell $(PYTHON) -c '$(1)' 2>/dev/null || echo $(2))
+MISSING = $(strip $(call needs,import venv; import ensurepip,python3-venv) \
+	$(call needs,import ctypes; ctypes.CDLL("libGL.so.1"),libgl1) \
+	$(call needs,import ctypes; ctypes.CDLL("libgthread-2.0.so.0"),libglib2.0-0))
+
+libraries:
+	@missing="$(MISSING)"; test -z "$$missing" || \
+	if test "$$(id -u)" = 0 && command -v $(APT) >/dev/null; then \
+		$(APT) update && DEBIAN_FRONTEND=noninteractive $(APT) install -y --no-install-recommends $$missing; \
+	else \
+		echo "error: missing system packages; on Debian or Ubuntu: sudo $(APT) install $$missing" >&2; exit 1; \
+	fi
