@@ -1,0 +1,167 @@
+"""Where episodes end, every number is worked out by hand."""
+
+import csv
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+from conftest import load, tiny_args
+
+# Two environments, four steps: what is seen (the agent takes it for the value), the reward, and where an episode ends.
+# Environment 0 is terminated by step 1, environment 1 truncated by step 2; a fifth image follows the rollout.
+SEEN = np.array([[1, 0], [1, 2], [1, 4], [1, 0], [4, 2]])
+REWARDS = np.array([[1, 0], [0, 3], [2, 0], [0, 1]])
+DONES = np.array([[0, 0], [1, 0], [0, 1], [0, 0]], dtype=bool)
+# With gamma = lambda = 1/2, from the last step back: delta = r + V'/2 - V (no V' at an end), A = delta + A'/4.
+ADVANTAGES = np.array([[0.25, 1.5], [-1, 2], [1.75, -4], [1, 2]])
+RETURNS = np.array([[1.25, 1.5], [0, 4], [2.75, 0], [2, 2]])
+
+
+class FourSteps:
+    """Replays the table above, again and again; `restart` r shows itself as r * 10 in the image after the rollout."""
+
+    def __init__(self, args, split, restart=0):
+        self.num_envs, self.t, self.restart = 2, 0, restart
+        self.single_observation_space = gym.spaces.Box(0, 255, (3, 8, 8), np.uint8)
+        self.single_action_space = gym.spaces.Discrete(5)
+
+    def observe(self, seen):
+        return np.broadcast_to(seen.astype(np.uint8)[:, None, None, None], (2, 3, 8, 8)).copy()
+
+    def reset(self):
+        return self.observe(SEEN[0]), {}
+
+    def step(self, actions):
+        assert actions.dtype == np.int64 and actions.shape == (2,)
+        t, self.t = self.t, (self.t + 1) % 4
+        terminated, truncated = DONES[t] & [True, False], DONES[t] & [False, True]
+        return self.observe(SEEN[t + 1]), REWARDS[t].astype(np.float32), terminated, truncated, {}
+
+    def close(self):
+        pass
+
+
+class Reader(nn.Module):
+    """Takes the first pixel for the value; its policy is uniform."""
+
+    def __init__(self, envs, args):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, obs):
+        pixel = obs[:, 0, 0, 0].float() * self.scale
+        return torch.zeros(len(obs), 5) * self.scale, pixel
+
+
+def metrics(folder):
+    with open(next(folder.glob("*/metrics.csv"))) as file:
+        return [(int(row["step"]), row["key"], float(row["value"])) for row in csv.DictReader(file)]
+
+
+@pytest.fixture
+def mdpo(monkeypatch):
+    """mdpo.py with rewards left as they are."""
+    module = load("mdpo")
+    monkeypatch.setattr(module.RewardNormaliser, "__call__", lambda self, rewards, dones: rewards)
+    return module
+
+
+def four_steps(tmp_path, **changes):
+    settings = {"num_envs": 2, "num_steps": 4, "num_minibatches": 1, "update_epochs": 1, "gamma": 0.5, "eval_every": 0}
+    settings |= {"gae_lambda": 0.5, "total_timesteps": 8, "exact_every": 0, "learning_rate": 0.0}
+    return tiny_args("mdpo", tmp_path, **settings | changes)
+
+
+def test_compute_gae_by_hand():
+    tables = (torch.as_tensor(table).float() for table in (REWARDS, SEEN[:4], DONES))
+    advantages, returns = load("mdpo").compute_gae(*tables, torch.tensor([4.0, 2.0]), gamma=0.5, gae_lambda=0.5)
+    assert advantages.tolist() == ADVANTAGES.tolist()
+    assert returns.tolist() == RETURNS.tolist()
+
+
+def test_the_rollout_holds_real_transitions_and_hand_made_targets(mdpo, monkeypatch, tmp_path):
+    batches, update = [], mdpo.update
+    monkeypatch.setattr(
+        mdpo, "update", lambda agents, opt, batch, args: batches.extend(batch) or update(agents, opt, batch, args)
+    )
+    monkeypatch.setattr(torch, "randperm", lambda n, generator: torch.arange(n))
+    mdpo.train(four_steps(tmp_path), FourSteps, Reader)
+    assert len(batches) == 2  # one minibatch, two agents
+    for batch in batches:
+        assert batch["obs"][:, 0, 0, 0].tolist() == SEEN[:4].flatten().tolist()
+        assert batch["rewards"].tolist() == REWARDS.flatten().tolist()
+        assert batch["dones"].tolist() == DONES.flatten().tolist()
+        assert batch["advantages"].tolist() == ADVANTAGES.flatten().tolist()
+        assert batch["returns"].tolist() == RETURNS.flatten().tolist()
+        assert batch["log_probs"].tolist() == pytest.approx([-np.log(5)] * 8)
+
+
+def test_whole_episodes_are_counted_once(mdpo, tmp_path):
+    """Two rollouts: environment 0 plays 1, 2+0+1, environment 1 plays 3, 1+0+3; the unfinished ones do not count."""
+    mdpo.train(four_steps(tmp_path, total_timesteps=16), FourSteps, Reader)
+    rows = metrics(tmp_path)
+    assert (8, "charts/episodic_return", (1 + 3) / 2) in rows
+    assert (8, "charts/episodic_length", (2 + 3) / 2) in rows
+    assert (16, "charts/episodic_return", (1 + 3 + 3 + 4) / 4) in rows
+    assert (16, "charts/episodic_length", (2 + 3 + 4 + 4) / 4) in rows
+    assert (16, "charts/frames", 32.0) in rows
+
+
+def test_fresh_environments_cut_episodes_without_counting_them(mdpo, monkeypatch, tmp_path):
+    """With an exact checkpoint after each rollout, the episodes that it cuts are bootstrapped and never counted."""
+    restarts, returns = [], []
+    gae = mdpo.compute_gae
+    monkeypatch.setattr(mdpo, "compute_gae", lambda *inputs: returns.append(gae(*inputs)[1]) or gae(*inputs))
+
+    def make_envs(args, split, restart=0):
+        restarts.append(restart)
+        return FourSteps(args, split, restart)
+
+    mdpo.train(four_steps(tmp_path, total_timesteps=16, exact_every=8), make_envs, Reader)
+    assert restarts == [0, 0, 1, 1, 2, 2]
+    assert all(table.tolist() == RETURNS.tolist() for table in returns)
+    assert (16, "charts/episodic_return", (1 + 3 + 1 + 3) / 4) in metrics(tmp_path)
+
+
+class UnequalEpisodes(FourSteps):
+    """Environment n earns n + 1 an episode, in (n + 1) ** 2 steps: short episodes are the poor ones."""
+
+    def __init__(self, args, split, restart=0):
+        super().__init__(args, split)
+        self.time = np.zeros(2, dtype=int)
+
+    def step(self, actions):
+        self.time += 1
+        done = self.time == [1, 4]
+        self.time[done] = 0
+        return self.observe(SEEN[0]), np.where(done, [1, 2], 0).astype(np.float32), done, np.zeros(2, dtype=bool), {}
+
+
+def test_evaluation_counts_the_same_number_of_episodes_of_each_environment(tmp_path):
+    """Six episodes, three of each environment: 1 1 1 and 2 2 2. The first six to finish would be 1 1 1 1 2 1."""
+    mdpo, args = load("mdpo"), four_steps(tmp_path)
+    returns = mdpo.evaluate(Reader(None, None), args, UnequalEpisodes, "test", 6)
+    assert returns.tolist() == [1, 1, 1, 2, 2, 2]
+
+
+def test_a_step_ends_one_episode_and_begins_the_next_on_real_procgen():
+    """EnvPool left alone needs a step more at each end, with an action that does nothing; the rest is the same."""
+    mdpo = load("mdpo")
+    args = mdpo.Args(env_id="bigfish", distribution_mode="easy", num_envs=1)
+    ours, alone = mdpo.make_envs(args, "train"), mdpo.make_envs(args, "train").envs
+    rng, ends = np.random.default_rng(0), 0
+    obs, alone_obs = ours.reset()[0], alone.reset()[0]
+    for _ in range(300):
+        assert np.array_equal(obs, alone_obs)
+        actions = rng.integers(0, 15, 1)
+        obs, *outcome, _ = ours.step(actions)
+        alone_obs, *alone_outcome, _ = alone.step(actions)
+        assert outcome == alone_outcome
+        if outcome[1] or outcome[2]:
+            assert not np.array_equal(obs, alone_obs)  # the new episode's first image, not the old one's last
+            alone_obs, reward, terminated, truncated, _ = alone.step(rng.integers(0, 15, 1))
+            assert (reward, terminated, truncated) == (0, False, False)
+            ends += 1
+    assert ends > 0
