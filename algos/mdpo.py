@@ -175,7 +175,7 @@ def game_and_mode(args):
     """("bigfish", "hard") from a game's name and args.distribution_mode, or from EnvPool's BigfishHard-v0."""
     name = args.env_id.lower().removesuffix("-v0")
     for mode in ("easy", "hard"):
-        if name != args.env_id and name.removesuffix(mode) in PROCGEN_RETURNS and name.endswith(mode):
+        if name.endswith(mode) and name.removesuffix(mode) in PROCGEN_RETURNS:
             return name.removesuffix(mode), mode
     if name not in PROCGEN_RETURNS:
         nearest = difflib.get_close_matches(name, PROCGEN_RETURNS, n=1, cutoff=0)[0]
@@ -666,7 +666,7 @@ class Run:
         for key, value in values.items():
             if not np.isfinite(value):
                 self.close()
-                sys.exit(f"error: {key} is {value} at step {step}; the last checkpoint in {self.folder} is whole")
+                sys.exit(f"error: {key} is {value} at step {step}; nothing of it was saved in {self.folder}")
             self.metrics.write(f"{step},{key},{value}\n")
             self.events.add_scalar(key, value, step)
         if "charts/episodic_return" in values:
@@ -726,7 +726,7 @@ def is_finite(state):
 def save_checkpoint(path, state):
     """Whole or not at all: written beside, flushed to disk, renamed. Numbers that are not finite are never saved."""
     if not is_finite(state):
-        sys.exit(f"error: not every number is finite at step {state['step']}; the last checkpoint is whole")
+        sys.exit(f"error: not every number is finite at step {state['step']}; {path} was left as it was")
     buffer, beside = io.BytesIO(), path.with_suffix(".tmp")
     torch.save(state, buffer)
     try:

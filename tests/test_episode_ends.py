@@ -151,10 +151,11 @@ def test_a_step_ends_one_episode_and_begins_the_next_on_real_procgen():
     mdpo = load("mdpo")
     args = mdpo.Args(env_id="bigfish", distribution_mode="easy", num_envs=1)
     ours, alone = mdpo.make_envs(args, "train"), mdpo.make_envs(args, "train").envs
-    rng, ends = np.random.default_rng(0), 0
+    rng, ends, kept = np.random.default_rng(0), 0, []
     obs, alone_obs = ours.reset()[0], alone.reset()[0]
     for _ in range(300):
         assert np.array_equal(obs, alone_obs)
+        kept.append((obs, obs.copy()))
         actions = rng.integers(0, 15, 1)
         obs, *outcome, _ = ours.step(actions)
         alone_obs, *alone_outcome, _ = alone.step(actions)
@@ -165,3 +166,4 @@ def test_a_step_ends_one_episode_and_begins_the_next_on_real_procgen():
             assert (reward, terminated, truncated) == (0, False, False)
             ends += 1
     assert ends > 0
+    assert all(np.array_equal(image, copy) for image, copy in kept)  # later steps leave earlier images alone
