@@ -10,9 +10,9 @@ What only one of them has read into the pixels costs it the other's agreement: m
 
 Paper: Xie et al. 2025, Representation Convergence: Mutual Distillation is Secretly a Form of Regularization.
 Checked against github.com/MyRepositories-hub/Mutual-Distillation-Policy-Optimization (1479b4e), losses and gradients.
-Deviations: log_softmax where the authors add 1e-8 to the probabilities (the same while those exceed about 1e-6);
-GAE and rewards are theirs, but dones[t] says that the episode ended *with* step t; a held-out evaluation every ten
-iterations over a fixed number of episodes per environment, where they average the first ten that finish.
+Deviations: log_softmax where the authors add 1e-8 to the probabilities (within 1 % while those exceed 1e-6; below, their
+gradient fades and ours does not); EnvPool's Procgen; environments start afresh at each exact checkpoint; an evaluation
+every ten iterations over as many episodes of each environment, where they average the first ten to finish.
 
     python algos/mdpo.py --env-id bigfish                                   # the paper: hard, 500 levels, 2 x 50M steps
     python algos/mdpo.py --env-id bigfish --num-agents 1                    # its baseline, plain PPO
@@ -42,12 +42,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-# Easy to miss: both must be set before torch is imported. glibc hands large blocks back to the kernel after every
-# operation and faults them in again, which takes up to half of a run on a CPU; -1 and -3 are its M_TRIM_THRESHOLD and
-# M_MMAP_THRESHOLD. The workspace is what cuBLAS needs to repeat a result bit for bit.
+# Easy to miss: before torch is imported. glibc gives large blocks back to the kernel after each operation and faults
+# them in again, a third of a run on a CPU; with these M_TRIM_THRESHOLD (-1) and M_MMAP_THRESHOLD (-3) it keeps them.
 if sys.platform == "linux":
-    ctypes.CDLL(None).mallopt(-1, 2**31 - 1), ctypes.CDLL(None).mallopt(-3, 2**30)
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-1, 2**31 - 1)
+    libc.mallopt(-3, 2**30)
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat a result bit for bit
 
 import numpy as np
 import torch
@@ -83,24 +84,25 @@ class Args:
     distribution_mode: Literal["easy", "hard"] = "hard"  # difficulty of the levels (an EnvPool id has its own)
     num_levels: int = -1  # training levels (-1: 500 in hard mode, 200 in easy; 0: all there are)
     start_level: int = 0  # first training level
+    # Paper: appendix C, Table 2, from here on; what it leaves open is marked.
     total_timesteps: int = 50_000_000  # steps of each agent, rounded up to whole rollouts
     num_envs: int = 64  # N, parallel environments of each agent
     num_steps: int = 256  # T, steps of a rollout
     num_minibatches: int = 8  # minibatches an epoch
     update_epochs: int = 3  # epochs a rollout
-    num_agents: Literal[1, 2] = 2  # 2: MDPO. 1: PPO
+    num_agents: Literal[1, 2] = 2  # 2: MDPO; 1: PPO
     distill_coef: float = 1.0  # alpha, weight of the KL to the peer (0: the agents never meet)
     policy_loss: Literal["ppo", "spo"] = "ppo"  # clipped surrogate, or Simple Policy Optimization's quadratic penalty
     learning_rate: float = 5e-4  # Adam
-    anneal_lr: bool = False  # learning rate falls linearly to 0
+    anneal_lr: bool = False  # learning rate falls linearly to 0 (off: as in the paper)
     gamma: float = 0.999  # discount
     gae_lambda: float = 0.95  # GAE's lambda
-    norm_adv: bool = True  # normalise advantages over each minibatch
+    norm_adv: bool = True  # normalise advantages over each minibatch. Reference code: trainer.py:51-53
     clip_coef: float = 0.2  # epsilon of the policy and of the value loss
-    clip_vloss: bool = True  # clip the value loss too. Reference code: the paper does not say so
+    clip_vloss: bool = True  # clip the value loss too. Reference code: trainer.py:88-100
     ent_coef: float = 0.01  # c2, entropy bonus
     vf_coef: float = 0.5  # c1, value loss (which holds another 0.5)
-    max_grad_norm: float = 0.5  # global norm of each agent's gradient
+    max_grad_norm: float = 0.5  # global norm of each agent's gradient. Reference code: main.py:34
 
 
 # ---- 3. Environments ----
@@ -243,7 +245,7 @@ class Residual(nn.Module):
 
 
 def orthogonal(layer, gain):
-    """The layer with orthogonal weights and no bias. Reference code: agent.py:21-24."""
+    """The layer with orthogonal weights and no bias. Reference code: agent.py:19-22."""
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
     return layer
@@ -310,7 +312,7 @@ def clipped_policy_loss(log_probs, old_log_probs, advantages, clip_coef):
 def spo_policy_loss(log_probs, old_log_probs, advantages, clip_coef):
     """Simple Policy Optimization: a quadratic penalty whose optimum is at the clipping range. [B] x 3, float -> [].
 
-    Reference code: Simple-Policy-Optimization, atari/trainer.py:88-93.
+    Reference code: Simple-Policy-Optimization, atari/trainer.py:88-92.
     """
     ratio = (log_probs - old_log_probs).exp()
     return -(ratio * advantages - advantages.abs() * (ratio - 1).square() / (2 * clip_coef)).mean()
@@ -792,7 +794,7 @@ def check(args):
     ranges = {"seed": 0, "eval_seed": 0, "save_minutes": 0, "exact_every": 0, "eval_every": 0, "eval_episodes": 1}
     ranges |= {"final_eval_episodes": 1, "num_levels": -1, "start_level": 0, "total_timesteps": 1, "num_envs": 1}
     ranges |= {"num_steps": 1, "num_minibatches": 1, "update_epochs": 1, "distill_coef": 0, "learning_rate": 0}
-    ranges |= {"gamma": 0, "gae_lambda": 0, "clip_coef": 1e-6, "ent_coef": 0, "vf_coef": 0, "max_grad_norm": 0}
+    ranges |= {"gamma": 0, "gae_lambda": 0, "clip_coef": 1e-6, "ent_coef": 0, "vf_coef": 0, "max_grad_norm": 1e-6}
     for name, least in ranges.items():
         most = 1 if name in ("gamma", "gae_lambda") else sys.maxsize
         if not least <= getattr(args, name) <= most:
