@@ -10,8 +10,8 @@ What only one of them has read into the pixels costs it the other's agreement: m
 
 Paper: Xie et al. 2025, Representation Convergence: Mutual Distillation is Secretly a Form of Regularization.
 Checked against github.com/MyRepositories-hub/Mutual-Distillation-Policy-Optimization (1479b4e), losses and gradients.
-Deviations: log_softmax where the authors add 1e-8 to the probabilities (within 1 % while those exceed 1e-6; below, their
-gradient fades and ours does not); EnvPool's Procgen; environments start afresh at each exact checkpoint; an evaluation
+Deviations: log_softmax where the authors add 1e-8 to the probabilities (within 1 % while those exceed 1e-6; below,
+their gradient fades and ours does not); EnvPool's Procgen; fresh environments at each exact checkpoint; an evaluation
 every ten iterations over as many episodes of each environment, where they average the first ten to finish.
 
     python algos/mdpo.py --env-id bigfish                                   # the paper: hard, 500 levels, 2 x 50M steps
