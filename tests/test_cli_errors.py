@@ -1,0 +1,211 @@
+"""What a user can get wrong ends the program with exit code 2 and one line, before the first step, on a clean disk."""
+
+import ctypes
+import importlib.util
+import shutil
+import subprocess
+import sys
+import types
+import unittest.mock
+
+import pytest
+import torch
+from conftest import ROWS, SCRIPTS, ScriptedEnvs, TinyAgent, load, tiny_args
+
+PROCGEN = ["mdpo"]  # the scripts that draw with EnvPool's Procgen
+GAMES = "bigfish bossfight caveflyer chaser climber coinrun dodgeball fruitbot heist jumper leaper maze miner ninja"
+GAMES += " plunder starpilot"
+
+# (flags, what the error's line says); @ is the folder that `runs` fills.
+EVERY_SCRIPT = [
+    ("--seed -1", "--seed -1: from"),
+    ("--total-timesteps 0", "--total-timesteps 0: from"),
+    ("--save-minutes nan", "--save-minutes nan: from"),
+    ("--save-minutes inf", "--save-minutes inf: from"),
+    ("--exact-every -1", "--exact-every -1: from"),
+    ("--eval-every -1", "--eval-every -1: from"),
+    ("--eval-episodes 0", "--eval-episodes 0: from"),
+    ("--final-eval-episodes 0", "--final-eval-episodes 0: from"),
+    ("--track", "--track: pip install wandb"),
+    ("--cuda-required", "--cuda-required: torch finds no GPU here"),
+    ("--env-id nowhere", "--env-id nowhere: no such"),
+    ("--resume @/run --evaluate @/run", "--resume and --evaluate: one of them"),
+    ("--resume @/nowhere", "nowhere cannot be read as a checkpoint: No such file"),
+    ("--evaluate @/nowhere.pt", "nowhere.pt cannot be read as a checkpoint: No such file"),
+    ("--resume @/text.pt", "text.pt cannot be read as a checkpoint"),
+    ("--evaluate @/text.pt", "text.pt cannot be read as a checkpoint"),
+    ("--resume @/cut.pt", "cut.pt cannot be read as a checkpoint"),
+    ("--resume @/list.pt", "list.pt is not a checkpoint of"),
+    ("--resume @/other.pt", "other.pt is not a checkpoint of"),
+    ("--evaluate @/other.pt", "other.pt is not a checkpoint of"),
+    ("--resume @/older.pt", "the checkpoint is of another version of this script"),
+    ("--resume @/run --seed 2", "--seed is 1 in that run and stays so"),
+    ("--resume @/run --exact-every 8", "--exact-every is"),
+    ("--evaluate @/run --seed 2", "--seed is 1 in that run and stays so"),
+    ("--runs-dir @/text.pt", "cannot be written: Not a directory"),
+    ("--runs-dir @/text.pt/deeper", "cannot be written: Not a directory"),
+]
+ONE_SCRIPT = {
+    "mdpo": [
+        ("--env-id bigfsh", "--env-id bigfsh: no such game, bigfish is nearest of " + GAMES),
+        ("--env-id Minor-v0", "--env-id Minor-v0: no such game, miner is nearest of " + GAMES),
+        ("--env-id BigfishMedium-v0", "--env-id BigfishMedium-v0: no such game, bigfish is nearest of " + GAMES),
+        ("--num-minibatches 3", "--num-minibatches 3 does not divide the 16384 steps of a rollout"),
+        ("--num-minibatches 16384", "--num-minibatches 16384"),
+        ("--eval-episodes 96", "--eval-episodes 96: not a multiple of the 64 environments"),
+        ("--final-eval-episodes 65", "--final-eval-episodes 65: not a multiple of the 64 environments"),
+        ("--eval-seed -1", "--eval-seed -1: from"),
+        ("--num-levels -2", "--num-levels -2: from"),
+        ("--start-level -1", "--start-level -1: from"),
+        ("--num-envs 0", "--num-envs 0: from"),
+        ("--num-steps 0", "--num-steps 0: from"),
+        ("--num-minibatches 0", "--num-minibatches 0: from"),
+        ("--update-epochs 0", "--update-epochs 0: from"),
+        ("--distill-coef -1", "--distill-coef -1.0: from"),
+        ("--learning-rate nan", "--learning-rate nan: from"),
+        ("--learning-rate inf", "--learning-rate inf: from"),
+        ("--gamma 1.1", "--gamma 1.1: from 0 to 1"),
+        ("--gamma nan", "--gamma nan: from 0 to 1"),
+        ("--gae-lambda 1.1", "--gae-lambda 1.1: from 0 to 1"),
+        ("--clip-coef 0", "--clip-coef 0.0: from"),
+        ("--ent-coef -1", "--ent-coef -1.0: from"),
+        ("--vf-coef -1", "--vf-coef -1.0: from"),
+        ("--max-grad-norm -1", "--max-grad-norm -1.0: from"),
+        ("--resume @/run --gamma 0.9", "--gamma is 0.999 in that run and stays so"),
+        ("--resume @/run --env-id maze", "--env-id is bigfish in that run and stays so"),
+        ("--resume @/run --num-envs 4", "--num-envs is 2 in that run and stays so"),
+        ("--resume @/run --num-agents 1", "--num-agents is 2 in that run and stays so"),
+        ("--resume @/run --eval-episodes 3", "--eval-episodes 3: not a multiple of the 2 environments"),
+    ]
+}
+CASES = [(name, *case) for name in SCRIPTS for case in EVERY_SCRIPT + ONE_SCRIPT.get(name, [])]
+# What may differ in a resumed run, besides --total-timesteps and --cuda.
+FREE = {"save_minutes": 0.0, "eval_every": 0, "eval_episodes": 2, "final_eval_episodes": 2}
+FREE |= {"wandb_project_name": "p", "wandb_entity": "e"}
+TYRO = ["--nonsense 1", "--seed one", "--seed nan", "--precision fp8", "--resume"]  # tyro's own errors, in a box
+
+
+class Unstepped(ScriptedEnvs):
+    """Environments that no run with a wrong argument may step."""
+
+    def step(self, actions):
+        raise AssertionError("an environment was stepped")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """{script: folder with a finished run and with files that are no checkpoints of it}."""
+    found = {}
+    for name in SCRIPTS:
+        found[name] = folder = tmp_path_factory.mktemp(name)
+        load(name).train(tiny_args(name, folder / "runs"), ScriptedEnvs, TinyAgent)
+        (run,) = (folder / "runs").iterdir()
+        run.rename(folder / "run")
+        (folder / "runs").rmdir()
+        whole = (folder / "run" / "checkpoint.pt").read_bytes()
+        (folder / "cut.pt").write_bytes(whole[: len(whole) // 2])
+        (folder / "text.pt").write_text("not a checkpoint")
+        state = torch.load(folder / "run" / "checkpoint.pt", weights_only=True)
+        torch.save([state], folder / "list.pt")
+        torch.save(state | {"script": "other"}, folder / "other.pt")
+        torch.save(state | {"args": state["args"] | {"gone": 1}}, folder / "older.pt")
+    return found
+
+
+@pytest.fixture
+def call(monkeypatch, runs, tmp_path):
+    """Calls a script's `main` with some flags, in an empty folder, without a GPU and without W&B."""
+
+    def call_main(script, flags, make_envs=Unstepped):
+        train = script.train
+        monkeypatch.setattr(script, "train", lambda args: train(args, make_envs, TinyAgent))
+        monkeypatch.setattr(sys, "argv", [script.__file__, *flags.replace("@", str(runs[script.__name__])).split()])
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setitem(sys.modules, "wandb", None)
+        monkeypatch.chdir(tmp_path)
+        script.main()
+
+    return call_main
+
+
+def files(*folders):
+    """All that is in some folders."""
+    found = [path for folder in folders for path in folder.rglob("*")]
+    return {path: path.read_bytes() if path.is_file() else None for path in found}
+
+
+def is_one_line(error, said):
+    return error.startswith("error: ") and error.endswith("\n") and error.count("\n") == 1 and said in error
+
+
+@pytest.mark.parametrize("name, flags, said", CASES)
+def test_a_wrong_argument_ends_the_program(name, flags, said, call, runs, tmp_path, capsys):
+    before = files(runs[name], tmp_path)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        call(load(name), flags)
+    error = capsys.readouterr().err
+    assert is_one_line(error, said), error
+    assert files(runs[name], tmp_path) == before
+
+
+@pytest.mark.parametrize("flags", TYRO)
+def test_what_tyro_refuses(script, flags, call, tmp_path, capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        call(script, flags)
+    assert flags.split()[0] in capsys.readouterr().err
+    assert files(tmp_path) == {}
+
+
+def test_an_error_in_a_program_of_its_own(script, tmp_path):
+    command = [sys.executable, script.__file__, "--env-id", "nowhere"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert is_one_line(done.stderr, "--env-id nowhere: no such"), done.stderr
+    assert files(tmp_path) == {}
+
+
+def test_a_resumed_run_may_change_what_is_not_learning(script, call, runs, tmp_path):
+    run = shutil.copytree(runs[script.__name__] / "run", tmp_path / "run")
+    changes = FREE | {"total_timesteps": 3 * ROWS[script.__name__]["args"]["total_timesteps"] // 2}
+    before = torch.load(run / "checkpoint.pt", weights_only=True)
+    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in changes.items())
+    call(script, f"--resume {run} --cuda {flags}", ScriptedEnvs)
+    after = torch.load(run / "checkpoint.pt", weights_only=True)
+    assert after["step"] == changes["total_timesteps"] > before["step"]
+    assert after["args"] == before["args"] | changes | {"resume": str(run), "cuda": True}
+
+
+@pytest.mark.parametrize("name", PROCGEN)
+@pytest.mark.parametrize("found, cure", [(True, "apt-get install libgl1 libglib2.0-0"), (False, "install PyQt5-Qt5")])
+def test_a_missing_system_library(name, found, cure, call, tmp_path, monkeypatch, capsys):
+    def missing(*args, **kwargs):
+        raise OSError("libGL.so.1: cannot open shared object file")
+
+    package = types.SimpleNamespace(submodule_search_locations=["PyQt5"]) if found else None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: package)
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        call(load(name), "", load(name).make_envs)
+    error = capsys.readouterr().err
+    assert is_one_line(error, cure), error
+    assert "libGL.so.1" in error
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", PROCGEN)
+@pytest.mark.parametrize(
+    "env_id, mode, made, levels",
+    [
+        ("bigfish", "hard", "BigfishHard-v0", 500),
+        ("bigfish", "easy", "BigfishEasy-v0", 200),
+        ("Bigfish-v0", "easy", "BigfishEasy-v0", 200),
+        ("BigfishEasy-v0", "hard", "BigfishEasy-v0", 200),
+        ("BigfishHard-v0", "easy", "BigfishHard-v0", 500),
+    ],
+)
+def test_an_envpool_id_has_its_own_mode(name, env_id, mode, made, levels, tmp_path, monkeypatch):
+    script, envpool = load(name), unittest.mock.MagicMock()
+    monkeypatch.setattr(script, "import_envpool", lambda: envpool)
+    script.make_envs(tiny_args(name, tmp_path, env_id=env_id, distribution_mode=mode), "train")
+    (call,) = envpool.make_gymnasium.call_args_list
+    assert (call.args, call.kwargs["num_levels"]) == ((made,), levels)

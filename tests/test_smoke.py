@@ -1,0 +1,187 @@
+"""Each script runs on its real environment, and its run folder holds all that it must."""
+
+import csv
+import importlib.metadata
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import types
+from importlib.machinery import ModuleSpec
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, ROWS, SCRIPTS, ScriptedEnvs, TinyAgent, load, replace, tiny_args
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_copies import dependencies, fields
+
+
+@pytest.fixture(scope="module", params=SCRIPTS)
+def run(request, tmp_path_factory):
+    """A script's run, as a user starts it: its module, flags, folder and what it printed."""
+    runs_dir = tmp_path_factory.mktemp("runs")
+    module, flags = load(request.param), [*ROWS[request.param]["flags"].split(), "--runs-dir", str(runs_dir)]
+    done = subprocess.run(
+        [sys.executable, module.__file__, *flags], capture_output=True, text=True, cwd=runs_dir.parent
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = runs_dir.iterdir()
+    return types.SimpleNamespace(module=module, flags=flags, folder=folder, out=done.stdout, err=done.stderr)
+
+
+def metrics(folder):
+    """{key: {step: value}} of metrics.csv."""
+    found = {}
+    for row in csv.DictReader((folder / "metrics.csv").open()):
+        assert found.setdefault(row["key"], {}).setdefault(int(row["step"]), float(row["value"])) == float(row["value"])
+    return found
+
+
+def default_flags(module, flags):
+    """The arguments that some flags stand for."""
+    return module.tyro.cli(module.Args, args=flags)
+
+
+def test_the_folder_is_named_after_the_run(run):
+    args = default_flags(run.module, run.flags)
+    pattern = rf"{args.env_id}__{args.exp_name}__{args.seed}__\d{{8}}-\d{{6}}-\d{{6}}"
+    assert re.fullmatch(pattern, run.folder.name)
+
+
+def test_args_json_says_how_to_run_it_again(run):
+    saved = json.loads((run.folder / "args.json").read_text())
+    args = default_flags(run.module, run.flags)
+    assert saved["args"] == vars(args) | {"precision": "fp32"}
+    assert saved["command"] == [run.module.__file__, *run.flags]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    assert saved["commit"].removesuffix("-dirty") == head
+    for package in (pin.split("==")[0] for pin in dependencies(open(run.module.__file__).read())):
+        assert saved["packages"][package] == importlib.metadata.version(package)
+    assert saved["python"] in sys.version
+    assert {"gpu": None, "cores": os.cpu_count()}.items() <= saved["hardware"].items()
+    assert {"cpu", "torch_threads"} <= saved["hardware"].keys()
+
+
+def test_the_folder_holds_the_script(run):
+    name = f"{run.module.__name__}.py"
+    assert (run.folder / name).read_bytes() == (ROOT / "algos" / name).read_bytes()
+
+
+def test_metrics_have_their_keys(run):
+    keys = metrics(run.folder).keys()
+    assert {"charts/SPS", "eval/test_return", "eval/train_return", "eval/gap"} <= keys
+    assert any(key.startswith("losses/") for key in keys)
+    assert {key.split("/")[0] for key in keys} == {"charts", "losses", "eval"}
+
+
+def check_sums(logged):
+    """A key's value is the mean of its agents', and a gap is training levels minus held-out ones."""
+    for key, steps in logged.items():
+        prefix, name = key.rsplit("/", 1)
+        agents = [logged[other] for other in logged if re.fullmatch(rf"{prefix}/agent\d/{name}", other)]
+        for step, value in steps.items():
+            if agents:
+                assert np.mean([agent[step] for agent in agents]) == pytest.approx(value, abs=1e-12)
+            if name.startswith("gap"):
+                train, test = (logged[key.replace("gap", f"{split}_return")][step] for split in ("train", "test"))
+                assert train - test == pytest.approx(value, abs=1e-12)
+    return logged
+
+
+def test_metrics_add_up(run):
+    check_sums(metrics(run.folder))
+
+
+def test_events_equal_metrics(run):
+    events = EventAccumulator(str(run.folder), size_guidance={"scalars": 0}).Reload()
+    found = {key: {event.step: event.value for event in events.Scalars(key)} for key in events.Tags()["scalars"]}
+    logged = metrics(run.folder)
+    assert found == {key: {step: np.float32(value) for step, value in steps.items()} for key, steps in logged.items()}
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "exact.pt"])
+def test_checkpoints_load_as_weights_only(run, name):
+    state = torch.load(run.folder / name, weights_only=True)
+    assert state["script"] == run.module.__name__
+    assert state["step"] == max(metrics(run.folder)["charts/SPS"])
+    assert state["exact"]
+
+
+def test_evaluation_csv_is_printed_and_logged(run):
+    text = (run.folder / "evaluation.csv").read_text()
+    assert text.replace(",", "\t") in run.out
+    rows, logged = list(csv.DictReader(text.splitlines())), metrics(run.folder)
+    args = default_flags(run.module, run.flags)
+    for split in ("test", "train"):
+        rows_of_split = [row for row in rows if row["split"] == split]
+        (step,) = {int(row["step"]) for row in rows_of_split}
+        assert {int(row["episodes"]) for row in rows_of_split} == {args.final_eval_episodes}
+        mean = np.mean([float(row["mean"]) for row in rows_of_split])
+        assert mean == pytest.approx(logged[f"eval/{split}_return"][step], rel=1e-3)
+        assert step == max(logged[f"eval/{split}_return"])
+
+
+def test_output_that_is_no_terminal_is_plain_lines(run):
+    assert "\r" not in run.out + run.err
+    assert "Traceback" not in run.err
+
+
+def test_evaluate_repeats_the_evaluation(run, monkeypatch, capsys):
+    path = run.folder / "evaluation.csv"
+    text = path.read_text()
+    path.unlink()
+    monkeypatch.setattr(sys, "argv", [run.module.__file__, "--evaluate", str(run.folder)])
+    run.module.main()
+    assert path.read_text() == text
+    assert text.replace(",", "\t") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress(script, terminal, tmp_path, monkeypatch, capsys):
+    """A line now and then, or a bar where there is a terminal. The clock goes on by 31 s at each look."""
+    monkeypatch.setattr(script.time, "monotonic", itertools.count(0, 31).__next__)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    script.train(tiny_args(script.__name__, tmp_path, save_minutes=0, eval_every=0), ScriptedEnvs, TinyAgent)
+    out, err = capsys.readouterr()
+    assert ("\r" in err) == terminal
+    assert "\r" not in out
+    assert ("%|" in out) != terminal
+    assert "return" in (err if terminal else out)
+
+
+def test_finished_episodes_are_logged(script, tmp_path):
+    script.train(tiny_args(script.__name__, tmp_path), ScriptedEnvs, TinyAgent)
+    (folder,) = tmp_path.iterdir()
+    logged = check_sums(metrics(folder))
+    assert 3 <= min(logged["charts/episodic_length"].values()) <= max(logged["charts/episodic_length"].values()) <= 4
+    assert 0 <= min(logged["charts/episodic_return"].values()) <= max(logged["charts/episodic_return"].values()) <= 4
+
+
+def test_track_hands_the_run_to_wandb(script, tmp_path, monkeypatch):
+    """W&B is started before the events, which it copies, and a resumed run goes on under its name."""
+    calls, wandb = [], types.ModuleType("wandb")
+    wandb.__spec__ = ModuleSpec("wandb", None)
+    wandb.init = lambda **about: calls.append(about | {"events": len(list(tmp_path.glob("*/events*")))})
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    args = tiny_args(script.__name__, tmp_path, track=True, wandb_project_name="p", wandb_entity="e")
+    script.train(args, ScriptedEnvs, TinyAgent)
+    (folder,) = tmp_path.iterdir()
+    about = {"project": "p", "entity": "e", "config": vars(args) | {"precision": "fp32"}, "sync_tensorboard": True}
+    about |= {"id": folder.name, "name": folder.name, "resume": "allow"}
+    assert calls == [about | {"events": 0}]
+    script.train(replace(args, resume=str(folder)), ScriptedEnvs, TinyAgent)
+    assert calls[1]["id"] == folder.name
+
+
+def test_help_explains_each_field(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script.__file__, "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        script.main()
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for name, (_, comment) in fields(open(script.__file__).read()).items():
+        assert f"--{name.replace('_', '-')} " in text.replace(",", " ")
+        assert comment, f"{name} has no comment"
+        assert comment.removeprefix("# ") in text
