@@ -35,6 +35,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -435,6 +436,8 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     args, device = set_up_torch(args)
     state = load_checkpoint(args.resume) if args.resume else {"step": 0, "restarts": 0, "exact": True}
     step, restarts = state["step"], state["restarts"] + (not state["exact"])
+    if step >= args.total_timesteps:
+        fail(f"{args.resume} is at step {step} already: raise --total-timesteps, or --evaluate it")
     seeds = np.random.SeedSequence(args.seed).generate_state(2 + args.num_agents).tolist()
     init_seed, shuffle_seed, *noise_seeds = seeds
     torch.manual_seed(init_seed)
@@ -529,6 +532,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     if args.eval_every > 0:
         table = compare(agents, args, make_envs, args.final_eval_episodes, lambda: run.tick(save))
         run.log(step, eval_scalars(table))
+        save(exact)
         report(table, step, run.folder)
     run.close()
     return agents
@@ -640,16 +644,19 @@ class Run:
             self.metrics.write("step,key,value\n")
         self.events = SummaryWriter(str(self.folder), purge_step=state["step"] + 1)
         self.args, self.last_save, self.last_line, self.stop_signal = args, time.monotonic(), time.monotonic(), 0
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # SIGUSR1: Slurm's warning before its time limit
-            signal.signal(number, self.stop)
+        self.on_signals(self.stop)
         self.terminal = sys.stderr.isatty()
         about = {"unit": "step", "unit_scale": True, "smoothing": 0, "dynamic_ncols": True}
         self.bar = tqdm(initial=done, total=goal, file=None if self.terminal else open(os.devnull, "w"), **about)
 
+    def on_signals(self, handler):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # SIGUSR1: Slurm's warning before its time limit
+            signal.signal(number, handler)
+
     def stop(self, number, _):
         """Signal handler: the run stops at its next tick; a second signal ends the program at once."""
         self.stop_signal = number
-        signal.signal(number, signal.SIG_DFL)
+        self.on_signals(signal.SIG_DFL)
 
     def tick(self, save, steps=0):
         """Moves the bar. The state is whole here: if a signal came, it is saved and the program ends."""
@@ -718,17 +725,19 @@ def restore(parts, state):
         (part.set_state if hasattr(part, "set_state") else part.load_state_dict)(state[name])
 
 
-def is_finite(state):
-    """Whether each number in nested dicts and lists of tensors is finite."""
+def not_finite(state, name=""):
+    """Name of the first number that is not finite in nested dicts and lists of tensors, or None."""
     if isinstance(state, dict | list | tuple):
-        return all(map(is_finite, state.values() if isinstance(state, dict) else state))
-    return not isinstance(state, torch.Tensor | float) or bool(torch.as_tensor(state).isfinite().all())
+        items = state.items() if isinstance(state, dict) else enumerate(state)
+        return next(filter(None, (not_finite(value, f"{name}.{key}".strip(".")) for key, value in items)), None)
+    finite = not isinstance(state, torch.Tensor | float) or torch.as_tensor(state).isfinite().all()
+    return None if finite else name
 
 
 def save_checkpoint(path, state):
     """Whole or not at all: written beside, flushed to disk, renamed. Numbers that are not finite are never saved."""
-    if not is_finite(state):
-        sys.exit(f"error: not every number is finite at step {state['step']}; {path} was left as it was")
+    if name := not_finite(state):
+        sys.exit(f"error: {name} is not finite at step {state['step']}; {path} was left as it was")
     buffer, beside = io.BytesIO(), path.with_suffix(".tmp")
     torch.save(state, buffer)
     try:
@@ -742,8 +751,8 @@ def save_checkpoint(path, state):
         os.close(folder)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        rest = "the one before is whole" if path.exists() else "there is none before it"
-        sys.exit(f"error: {path} could not be saved at step {state['step']}: {error.strerror}; {rest}")
+        left = "the one that is there is whole" if path.exists() else "there is none yet"
+        sys.exit(f"error: {path} could not be saved at step {state['step']}: {error.strerror}; {left}")
 
 
 def checkpoint_path(path):
@@ -831,6 +840,8 @@ def main():
         args = tyro.cli(Args, default=Args(**state["args"] | {"resume": None, "evaluate": None}))
     except TypeError as error:
         fail(f"the checkpoint is of another version of this script: {error}")
+    if args.precision == "auto":
+        args.precision = state["args"]["precision"]
     for name in state["args"].keys() - free:
         if getattr(args, name) != state["args"][name]:
             fail(f"--{name.replace('_', '-')} is {state['args'][name]} in that run and stays so")
@@ -842,6 +853,7 @@ def main():
 
 
 if __name__ == "__main__":
+    threading.excepthook = lambda _: None  # TensorBoard's writer fails in its thread, and again in this one
     try:
         main()
     except OSError as error:  # a full disk, say

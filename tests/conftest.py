@@ -2,9 +2,12 @@
 
 import dataclasses
 import importlib.util
+import os
 import signal
 import sys
 from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # threads that wait for each other crawl where cores are shared
 
 import gymnasium as gym
 import numpy as np

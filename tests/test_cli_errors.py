@@ -138,7 +138,7 @@ def is_one_line(error, said):
     return error.startswith("error: ") and error.endswith("\n") and error.count("\n") == 1 and said in error
 
 
-@pytest.mark.parametrize("name, flags, said", CASES)
+@pytest.mark.parametrize("name, flags, said", CASES, ids=[f"{name} {flags}" for name, flags, _ in CASES])
 def test_a_wrong_argument_ends_the_program(name, flags, said, call, runs, tmp_path, capsys):
     before = files(runs[name], tmp_path)
     with pytest.raises(SystemExit, match=r"^2$"):

@@ -17,15 +17,6 @@ AGENTS = {"mdpo": TinyAgent}  # the smallest network of a script, where its own 
 PROCGEN = [name for name in SCRIPTS if hasattr(load(name), "PROCGEN_RETURNS")]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other crawl where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def trained(script, runs_dir, make_envs=ScriptedEnvs, **changes):
     """The weights that training on scripted environments ends with."""
     args = tiny_args(script.__name__, runs_dir, **changes)
@@ -55,7 +46,7 @@ def test_two_processes_learn_the_same_on_the_real_environment(script, tmp_path):
 
 def start(script, runs_dir, hash_seed, *flags):
     command = [sys.executable, script.__file__, *ROWS[script.__name__]["flags"].split(), *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": hash_seed}
+    environment = os.environ | {"PYTHONHASHSEED": hash_seed}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([*command, "--runs-dir", str(runs_dir)], env=environment, **pipes)
 

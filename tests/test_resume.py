@@ -26,15 +26,6 @@ VARIANTS = {"mdpo": [{}, {"anneal_lr": True}, {"num_agents": 1}]}  # what else o
 ONE_UPDATE = {"mdpo": {"update_epochs": 1, "num_minibatches": 1}}  # a gradient's fault is not yet one of the next loss
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other crawl where cores are shared, and do not survive a fork."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def make_agent_of(script):
     return AGENTS.get(script.__name__, script.Agent)
 
@@ -156,11 +147,11 @@ def test_optimizer_goes_on_where_it_was(script, tmp_path):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), torch.tensor([1.0, float("-inf")]), torch.tensor(np.nan)])
-def test_is_finite_finds_what_is_not_at_any_depth(script, bad):
+def test_not_finite_names_what_is_not_at_any_depth(script, bad):
     good = {"step": 1, "name": "x", "none": None, "list": [1.0, (torch.ones(2), torch.ones(2, dtype=torch.uint8))]}
-    assert script.is_finite(good)
-    assert not script.is_finite(bad)
-    assert not script.is_finite(good | {"list": [1.0, (torch.ones(2), {"deep": bad})]})
+    assert script.not_finite(good) is None
+    assert script.not_finite({"bad": bad}) == "bad"
+    assert script.not_finite(good | {"list": [1.0, (torch.ones(2), {"deep": bad})]}) == "list.1.1.deep"
 
 
 def test_reward_normaliser_goes_on_where_it_was(tmp_path):
@@ -232,9 +223,9 @@ def start(script):
     started = []
 
     def started_with(*flags):
-        command, environment = [sys.executable, script.__file__, *flags], os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, script.__file__, *flags]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        started.append(subprocess.Popen(command, env=environment, **pipes))
+        started.append(subprocess.Popen(command, **pipes))
         return started[-1]
 
     yield started_with
@@ -273,6 +264,21 @@ def test_kill_and_resume_on_the_real_environment(script, start, tmp_path):
     whole = folder_in(tmp_path / "whole")
     assert same(state_of(whole / "exact.pt"), state_of(exact))
     assert rows(whole, step) == rows(exact.parent, step)
+
+
+def test_a_finished_run_is_not_begun_again(script, tmp_path, capsys):
+    """Its last evaluation is in the log once; resumed without more steps it says so, with more it keeps the log."""
+    args = tiny_args(script.__name__, tmp_path)
+    go(script, args)
+    folder = folder_in(tmp_path)
+    before = rows(folder)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        go(script, replace(args, resume=str(folder)))
+    assert "raise --total-timesteps" in capsys.readouterr().err
+    time.sleep(1)  # event files are put in order by the second
+    go(script, replace(args, resume=str(folder), total_timesteps=2 * args.total_timesteps))
+    assert rows(folder, args.total_timesteps) == before
+    assert sorted(set(steps := events(folder)["eval/test_return"])) == steps
 
 
 # ---- Safety saves ----
@@ -343,7 +349,7 @@ def test_signal_saves_at_once_and_ends(script, tmp_path, monkeypatch, capsys, ph
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_second_signal_ends_at_once(script, tmp_path):
     args = tiny_args(script.__name__, tmp_path)
-    twice = scripted(3, lambda _: (send(signal.SIGTERM), time.sleep(0), send(signal.SIGTERM)))
+    twice = scripted(3, lambda _: (send(signal.SIGTERM), send(signal.SIGTERM)))
     assert in_child(lambda: go(script, args, twice)) == signal.SIGTERM
     assert not (folder_in(tmp_path) / "checkpoint.pt").exists()
 
@@ -443,7 +449,8 @@ def test_kill_at_each_step_of_a_save(script, half, tmp_path):
             assert in_child(lambda resumed=resumed: go(script, resumed)) == signal.SIGKILL, (number, name)
         state = state_of(copy / "checkpoint.pt")
         assert same(state, old) or same(state, new), (number, name)
-        go(script, resumed)
+        if same(state, old):
+            go(script, resumed)
         assert same(state_of(copy / "checkpoint.pt"), new), (number, name)
 
 
@@ -497,7 +504,7 @@ def test_not_finite_ends_the_run_and_is_never_saved(script, tmp_path, kind, name
     line = poisoned_run(script, args, kind)
     assert re.search(rf"{name} is nan at step {args.total_timesteps}", line) and "\n" not in line
     state = script.load_checkpoint(folder_in(tmp_path))
-    assert state["step"] == args.total_timesteps // 2 and script.is_finite(state)
+    assert state["step"] == args.total_timesteps // 2 and script.not_finite(state) is None
     assert "nan" not in (folder_in(tmp_path) / "metrics.csv").read_text()
 
 
@@ -511,7 +518,7 @@ def test_not_finite_is_not_saved_by_a_signal_either(script, tmp_path, monkeypatc
         line = poisoned_run(script, args, kind, lambda: send(signal.SIGTERM))
     assert "finite" in line and "at step" in line and "\n" not in line
     state = script.load_checkpoint(folder_in(tmp_path))
-    assert state["step"] == args.total_timesteps // 2 and script.is_finite(state)
+    assert state["step"] == args.total_timesteps // 2 and script.not_finite(state) is None
 
 
 # ---- Read again ----
