@@ -47,8 +47,8 @@ from typing import Literal
 # them in again, a third of a run on a CPU; with these M_TRIM_THRESHOLD (-1) and M_MMAP_THRESHOLD (-3) it keeps them.
 if sys.platform == "linux":
     libc = ctypes.CDLL(None)
-    libc.mallopt(-1, 2**31 - 1)
-    libc.mallopt(-3, 2**30)
+    if libc.mallopt(-3, 2**30):  # an old glibc refuses it, and then the other one alone would do harm
+        libc.mallopt(-1, 2**31 - 1)
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat a result bit for bit
 
 import numpy as np
@@ -78,7 +78,7 @@ class Args:
     evaluate: str | None = None  # run folder or checkpoint to evaluate, without training
     eval_every: int = 163_840  # steps between evaluations on unseen and on training levels (0: never)
     eval_episodes: int = 128  # episodes an evaluation, agent and set of levels
-    final_eval_episodes: int = 512  # episodes of the last evaluation
+    final_eval_episodes: int = 256  # episodes of the last evaluation
     eval_seed: int = 42  # draws the evaluated levels, the same ones each time. Reference code: main.py:115
 
     env_id: str = "bigfish"  # one of the 16 Procgen games, or an EnvPool id such as BigfishHard-v0
@@ -371,6 +371,7 @@ def update(agents, optimizer, batches, args):
     """One gradient step of all agents, on a minibatch each: dicts of [B, ...] -> dict of detached [agents].
 
     Paper: Algorithm 1, the mean of the agents' losses. One backward pass an agent and slice: what is live stays small.
+    Easy to miss: of two agents each loss is halved before its gradient is clipped. Reference code: trainer.py:71.
     """
     optimizer.zero_grad()
     per_agent = []
@@ -434,9 +435,9 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     """Trains to args.total_timesteps and returns the agents. The factories are the seams for suites and networks."""
     check(args)
     args, device = set_up_torch(args)
-    state = load_checkpoint(args.resume) if args.resume else {"step": 0, "restarts": 0, "exact": True}
+    state = load_checkpoint(args.resume) if args.resume else {"step": 0, "restarts": 0, "exact": True, "done": False}
     step, restarts = state["step"], state["restarts"] + (not state["exact"])
-    if step >= args.total_timesteps:
+    if state["done"] and step >= args.total_timesteps:
         fail(f"{args.resume} is at step {step} already: raise --total-timesteps, or --evaluate it")
     seeds = np.random.SeedSequence(args.seed).generate_state(2 + args.num_agents).tolist()
     init_seed, shuffle_seed, *noise_seeds = seeds
@@ -460,8 +461,10 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     iterations = -(-args.total_timesteps // batch_size)
     run = Run(args, device, state, done=step * len(agents), goal=iterations * batch_size * len(agents))
 
-    def save(exact=False):
-        run.save({"step": step, "restarts": restarts, "exact": exact} | capture(parts))
+    def save(exact=False, done=False):
+        run.save({"step": step, "restarts": restarts, "exact": exact, "done": done} | capture(parts))
+
+    exact = state["exact"]
 
     while step < args.total_timesteps:
         # Collect T steps from each environment of each agent.
@@ -506,9 +509,10 @@ def train(args, make_envs=make_envs, make_agent=Agent):
                 run.tick(save, (len(agents) * batch_size - collecting) / updates)
 
         # Log, evaluate, save.
-        seconds = time.monotonic() - start  # without evaluating and saving
         losses = {key: torch.stack([row[key] for row in scalars]).mean(0).tolist() for key in scalars[0]}
-        losses["explained_variance"] = [explained_variance(batch["values"], batch["returns"]) for batch in batches]
+        seconds = time.monotonic() - start  # without evaluating and saving
+        unexplained = [(batch["returns"] - batch["values"]).var() / batch["returns"].var() for batch in batches]
+        losses["explained_variance"] = [1 - share.nan_to_num(1, 1).item() for share in unexplained]
         run.log(step, per_agent("losses", losses))
         run.log(step, {"charts/SPS": len(agents) * batch_size / seconds, "charts/frames": len(agents) * step})
         run.log(step, {"charts/learning_rate": learning_rate.item()})
@@ -524,7 +528,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
             for player in players:
                 player.envs.close()
                 player.begin(make_envs(args, "train", restarts))
-        if exact or run.save_due() or step >= args.total_timesteps:
+        if exact or run.save_due() or step >= args.total_timesteps:  # Easy to miss: before the long last evaluation.
             save(exact)
 
     for player in players:
@@ -532,8 +536,8 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     if args.eval_every > 0:
         table = compare(agents, args, make_envs, args.final_eval_episodes, lambda: run.tick(save))
         run.log(step, eval_scalars(table))
-        save(exact)
         report(table, step, run.folder)
+    save(exact, done=True)
     run.close()
     return agents
 
@@ -541,11 +545,6 @@ def train(args, make_envs=make_envs, make_agent=Agent):
 def crossed(step, every, batch_size):
     """Whether the last batch crossed a multiple of `every` (0: never)."""
     return every > 0 and step // every > (step - batch_size) // every
-
-
-def explained_variance(values, returns):
-    """How much of the returns' variance the values explain: 1 all, 0 none. [B], [B] -> float."""
-    return 1 - ((returns - values).var() / returns.var().clamp_min(1e-8)).item()
 
 
 # ---- 9. Evaluation, checkpoints and logs ----
@@ -559,11 +558,13 @@ def evaluate(agent, args, make_envs, split, episodes, tick=lambda: None):
     device, num_actions = next(agent.parameters()).device, int(envs.single_action_space.n)
     agent.eval()
     obs, _ = envs.reset()
-    total, finished = np.zeros(args.num_envs), [[] for _ in range(args.num_envs)]
-    while min(map(len, finished)) < episodes // args.num_envs:
+    total, finished, quota = np.zeros(args.num_envs), [[] for _ in range(args.num_envs)], episodes // args.num_envs
+    actions = np.zeros(args.num_envs, dtype=np.int64)
+    while len(active := [n for n, returns in enumerate(finished) if len(returns) < quota]):  # the rest idles
         noise = torch.empty(args.num_envs, num_actions).exponential_(generator=noise_rng)
-        actions, _, _ = act(agent, torch.as_tensor(obs).to(device), noise.to(device))
-        obs, reward, terminated, truncated, _ = envs.step(actions.cpu().numpy())
+        chosen, _, _ = act(agent, torch.as_tensor(obs[active]).to(device), noise[active].to(device))
+        actions[active] = chosen.cpu().numpy()
+        obs, reward, terminated, truncated, _ = envs.step(actions)
         total += reward
         for n in np.flatnonzero(terminated | truncated):
             finished[n].append(total[n])
@@ -571,7 +572,7 @@ def evaluate(agent, args, make_envs, split, episodes, tick=lambda: None):
         tick()
     envs.close()
     agent.train()
-    return np.array([returns[: episodes // args.num_envs] for returns in finished]).flatten()
+    return np.array([returns[:quota] for returns in finished]).flatten()
 
 
 def compare(agents, args, make_envs, episodes, tick=lambda: None):
@@ -765,7 +766,7 @@ def load_checkpoint(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         fail(f"{path} cannot be read as a checkpoint: {getattr(error, 'strerror', None) or type(error).__name__}")
-    if not isinstance(state, dict) or state.get("script") != Path(__file__).stem:
+    if not isinstance(state, dict) or state.get("script") != Path(__file__).stem or "args" not in state:
         fail(f"{path} is not a checkpoint of {Path(__file__).name}")
     return state
 
@@ -785,7 +786,7 @@ def set_up_torch(args):
     """(arguments with a definite --precision, device), and torch's global switches set to them."""
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if args.cuda and gpu else "cpu")
-    if args.cuda_required and not gpu:
+    if args.cuda_required and device.type != "cuda":
         fail("--cuda-required: torch finds no GPU here")
     if args.precision == "auto":
         args = dataclasses.replace(args, precision="tf32" if device.type == "cuda" else "fp32")
@@ -804,13 +805,21 @@ def check(args):
     ranges |= {"final_eval_episodes": 1, "num_levels": -1, "start_level": 0, "total_timesteps": 1, "num_envs": 1}
     ranges |= {"num_steps": 1, "num_minibatches": 1, "update_epochs": 1, "distill_coef": 0, "learning_rate": 0}
     ranges |= {"gamma": 0, "gae_lambda": 0, "clip_coef": 1e-6, "ent_coef": 0, "vf_coef": 0, "max_grad_norm": 1e-6}
+    limits = {"gamma": 1, "gae_lambda": 1, "num_levels": 2**31 - 1, "start_level": 2**31 - 1}
     for name, least in ranges.items():
-        most = 1 if name in ("gamma", "gae_lambda") else sys.maxsize
+        most = limits.get(name, sys.maxsize)
         if not least <= getattr(args, name) <= most:
             fail(f"--{name.replace('_', '-')} {getattr(args, name)}: from {least} to {most}")
     batch_size = args.num_envs * args.num_steps
     if batch_size % args.num_minibatches or batch_size < 2 * args.num_minibatches:
-        fail(f"--num-minibatches {args.num_minibatches} does not divide the {batch_size} steps of a rollout")
+        fail(
+            f"--num-minibatches {args.num_minibatches}: does not cut {batch_size} steps into equal parts of two or more"
+        )
+    size, memory = args.num_agents * batch_size * 3 * 64 * 64, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        fail(f"--num-envs x --num-steps: {size >> 30} GB of observations do not fit into {memory >> 30} GB of memory")
+    if "/" in args.exp_name:
+        fail(f"--exp-name {args.exp_name}: is part of a folder's name and cannot hold a slash")
     for name in ("eval_episodes", "final_eval_episodes"):
         if getattr(args, name) % min(args.num_envs, getattr(args, name)):
             fail(

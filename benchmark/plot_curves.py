@@ -1,4 +1,4 @@
-"""Draws return against steps from a CSV of collect.py: seeds thin, their mean bold; unseen levels solid, seen dashed.
+"""Draws return against steps from a CSV of collect.py: each seed thin, their mean bold.
 
 python benchmark/plot_curves.py benchmark/results/<experiment>.csv --out curves.png
 """
@@ -39,19 +39,21 @@ def main():
 
 
 def draw(axis, data, floor):
-    """One task: each method's return on unseen levels (solid) and on training levels (dashed)."""
+    """One task: each method's return in evaluations on unseen and on training levels, and while it learned."""
     methods = [method for method in data["method"].unique() if method != floor]
+    lines = {"eval/test_return": ("o-", "unseen levels"), "eval/train_return": ("s--", "training levels")}
+    lines |= {"charts/episodic_return": (":", "while learning")}
     for colour, method in zip(COLOURS, methods, strict=False):
-        for key, line, levels in (("eval/test_return", "-", "unseen"), ("eval/train_return", "--", "training")):
+        for key, (line, levels) in lines.items():
             runs = data[(data["method"] == method) & (data["key"] == key)]
             seeds = runs.pivot_table(index="step", columns="seed", values="value")
             if seeds.shape[1] > 1:
-                axis.plot(seeds, line, color=colour, linewidth=0.8, alpha=0.4)
-            label = f"{method}, {levels} levels ({seeds.shape[1]} seed{'s' * (seeds.shape[1] > 1)})"
-            axis.plot(seeds.mean(axis=1), line, color=colour, linewidth=2, label=label)
+                axis.plot(seeds, line, color=colour, linewidth=0.8, markersize=2, alpha=0.4)
+            label = f"{method}, {levels} ({seeds.shape[1]} seed{'s' * (seeds.shape[1] > 1)})"
+            axis.plot(seeds.mean(axis=1), line, color=colour, linewidth=2, markersize=5, label=label)
     level = data[(data["method"] == floor) & (data["key"] == "eval/test_return")]
     if len(level):
-        axis.axhline(level["value"].mean(), linestyle=":", color="black", label=f"{floor}, unseen levels")
+        axis.axhline(level["value"].mean(), linestyle="-.", color="black", label=f"{floor}, unseen levels")
     axis.set_xlabel("steps of each agent")
     axis.set_xlim(left=0)
     axis.grid(alpha=0.3)

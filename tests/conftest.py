@@ -24,8 +24,8 @@ ROWS = {
     "mdpo": {
         "args": {"total_timesteps": 32, "num_envs": 2, "num_steps": 8, "num_minibatches": 2, "update_epochs": 2}
         | {"exact_every": 16, "eval_every": 16, "eval_episodes": 4, "final_eval_episodes": 4, "cuda": False},
-        "flags": "--env-id bigfish --distribution-mode easy --total-timesteps 128 --num-envs 4 --num-steps 16"
-        " --num-minibatches 2 --update-epochs 1 --exact-every 64 --eval-every 64 --eval-episodes 4"
+        "flags": "--env-id bossfight --distribution-mode easy --total-timesteps 64 --num-envs 4 --num-steps 8"
+        " --num-minibatches 2 --update-epochs 1 --exact-every 32 --eval-every 32 --eval-episodes 2"
         " --final-eval-episodes 4 --no-cuda",
     },
 }

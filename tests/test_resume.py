@@ -44,7 +44,7 @@ def folder_in(runs_dir):
 def state_of(path):
     """All that a checkpoint says of a run, without the arguments and how long its log is."""
     state = torch.load(path, weights_only=True)
-    return {key: value for key, value in state.items() if key not in ("args", "metrics_bytes")}
+    return {key: value for key, value in state.items() if key not in ("args", "metrics_bytes", "done")}
 
 
 def same(a, b):

@@ -172,7 +172,8 @@ def test_track_hands_the_run_to_wandb(script, tmp_path, monkeypatch):
     about = {"project": "p", "entity": "e", "config": vars(args) | {"precision": "fp32"}, "sync_tensorboard": True}
     about |= {"id": folder.name, "name": folder.name, "resume": "allow"}
     assert calls == [about | {"events": 0}]
-    script.train(replace(args, resume=str(folder)), ScriptedEnvs, TinyAgent)
+    longer = replace(args, resume=str(folder), total_timesteps=2 * args.total_timesteps)
+    script.train(longer, ScriptedEnvs, TinyAgent)
     assert calls[1]["id"] == folder.name
 
 
