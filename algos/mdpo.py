@@ -78,7 +78,7 @@ class Args:
     evaluate: str | None = None  # run folder or checkpoint to evaluate, without training
     eval_every: int = 163_840  # steps between evaluations on unseen and on training levels (0: never)
     eval_episodes: int = 128  # episodes an evaluation, agent and set of levels
-    final_eval_episodes: int = 256  # episodes of the last evaluation
+    final_eval_episodes: int = 128  # episodes of the last evaluation
     eval_seed: int = 42  # draws the evaluated levels, the same ones each time. Reference code: main.py:115
 
     env_id: str = "bigfish"  # one of the 16 Procgen games, or an EnvPool id such as BigfishHard-v0
@@ -435,9 +435,9 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     """Trains to args.total_timesteps and returns the agents. The factories are the seams for suites and networks."""
     check(args)
     args, device = set_up_torch(args)
-    state = load_checkpoint(args.resume) if args.resume else {"step": 0, "restarts": 0, "exact": True, "done": False}
+    state = load_checkpoint(args.resume) if args.resume else {"step": 0, "restarts": 0, "exact": True}
     step, restarts = state["step"], state["restarts"] + (not state["exact"])
-    if state["done"] and step >= args.total_timesteps:
+    if state.get("done") and step >= args.total_timesteps:
         fail(f"{args.resume} is at step {step} already: raise --total-timesteps, or --evaluate it")
     seeds = np.random.SeedSequence(args.seed).generate_state(2 + args.num_agents).tolist()
     init_seed, shuffle_seed, *noise_seeds = seeds
