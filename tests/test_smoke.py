@@ -56,7 +56,7 @@ def test_args_json_says_how_to_run_it_again(run):
     args = default_flags(run.module, run.flags)
     assert saved["args"] == vars(args) | {"precision": "fp32"}
     assert saved["command"] == [run.module.__file__, *run.flags]
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    head = subprocess.run("git rev-parse HEAD", shell=True, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     assert saved["commit"].removesuffix("-dirty") == head
     for package in (pin.split("==")[0] for pin in dependencies(open(run.module.__file__).read())):
         assert saved["packages"][package] == importlib.metadata.version(package)
