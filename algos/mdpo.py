@@ -12,7 +12,7 @@ Paper: Xie et al. 2025, Representation Convergence: Mutual Distillation is Secre
 Checked against github.com/MyRepositories-hub/Mutual-Distillation-Policy-Optimization (1479b4e), losses and gradients.
 Deviations: log_softmax where the authors add 1e-8 to the probabilities (within 1 % while those exceed 1e-6; below,
 their gradient fades and ours does not); EnvPool's Procgen; fresh environments at each exact checkpoint; an evaluation
-every ten iterations over as many episodes of each environment, where they average the first ten to finish.
+every ten iterations with the same number of episodes of each environment (theirs: the first ten to finish).
 
     python algos/mdpo.py --env-id bigfish                                   # the paper: hard, 500 levels, 2 x 50M steps
     python algos/mdpo.py --env-id bigfish --num-agents 1                    # its baseline, plain PPO
@@ -44,7 +44,7 @@ from pathlib import Path
 from typing import Literal
 
 # Easy to miss: before torch is imported. glibc gives large blocks back to the kernel after each operation and faults
-# them in again, a third of a run on a CPU; with these M_TRIM_THRESHOLD (-1) and M_MMAP_THRESHOLD (-3) it keeps them.
+# them in again, up to half of a run on a CPU; with these M_TRIM_THRESHOLD (-1) and M_MMAP_THRESHOLD (-3) it keeps them.
 if sys.platform == "linux":
     libc = ctypes.CDLL(None)
     if libc.mallopt(-3, 2**30):  # an old glibc refuses it, and then the other one alone would do harm
@@ -129,7 +129,7 @@ PROCGEN_RETURNS = {
 
 
 def make_envs(args, split, restart=0):
-    """Vector environment of `split`, whose levels (args.seed, split, restart) decide.
+    """Vector environment of `split`, whose levels are drawn by (args.seed, split, restart).
 
     "train": the args.num_levels training levels. "test": all levels there are.
     reset() -> obs uint8 [N, 3, 64, 64], info.
@@ -213,7 +213,7 @@ class Agent(nn.Module):
         self.actor = orthogonal(nn.Linear(256, int(envs.single_action_space.n)), gain=0.01)
         self.critic = orthogonal(nn.Linear(256, 1), gain=1.0)
         self.bf16 = args.precision == "bf16"
-        self.to(memory_format=torch.channels_last)  # 2 to 3 times as fast on a CPU
+        self.to(memory_format=torch.channels_last)  # the faster layout of convolutions on a CPU
 
     def forward(self, obs):  # uint8 [B, 3, 64, 64]
         pixels = obs.to(torch.float32, memory_format=torch.channels_last) / 255
@@ -256,7 +256,7 @@ def orthogonal(layer, gain):
 def act(agent, obs, noise):
     """Samples from the policy. obs [B, ...], noise ~ Exp(1) [B, A] -> actions, their log_probs, values, [B] each.
 
-    argmax_a p(a)/noise(a) is a draw from p: the noise comes in from outside, so that a captured call stays random.
+    argmax_a p(a)/noise(a) is a draw from p: the noise comes in from outside, so a captured call would stay random.
     """
     logits, values = agent(obs)
     log_probs = logits.log_softmax(-1)  # [B, A]
@@ -446,7 +446,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     players = [Player(make_envs(args, "train", restarts), make_agent, args, seed, device) for seed in noise_seeds]
     agents = [player.agent for player in players]
     parameters = [parameter for agent in agents for parameter in agent.parameters()]
-    rate = torch.tensor(args.learning_rate, device=device)  # a tensor, so that a captured step sees it change
+    rate = torch.tensor(args.learning_rate, device=device)  # a tensor, so that a captured step would see it change
     optimizer = torch.optim.Adam(parameters, lr=rate, eps=1e-5, fused=True)  # Reference code: main.py:103
     parts = {"optimizer": optimizer, "shuffle_rng": shuffle_rng, "torch_rng": torch.default_generator}
     parts |= {f"player{i}": player for i, player in enumerate(players, 1)}
@@ -639,6 +639,8 @@ class Run:
                 "config": dataclasses.asdict(args),
             }
             wandb.init(**about, id=self.folder.name, name=self.folder.name, resume="allow", sync_tensorboard=True)
+        if args.resume and checkpoint_path(args.resume).name != "checkpoint.pt":
+            save_checkpoint(self.folder / "checkpoint.pt", state)  # what it held lies on the way that is given up here
         size = min(state.get("metrics_bytes", 0), os.path.getsize(self.metrics.name))
         self.metrics.truncate(size)  # what was logged after the checkpoint is done again
         if size == 0:

@@ -281,6 +281,19 @@ def test_a_finished_run_is_not_begun_again(script, tmp_path, capsys):
     assert sorted(set(steps := events(folder)["eval/test_return"])) == steps
 
 
+def test_resuming_an_older_checkpoint_gives_up_the_newer_one(script, tmp_path):
+    """Ended before its first save, the run goes on from where it was resumed, not from where it had been."""
+    args = tiny_args(script.__name__, tmp_path)
+    go(script, replace(args, exact_every=args.total_timesteps // 2, total_timesteps=3 * args.total_timesteps // 2))
+    folder = folder_in(tmp_path)
+    shutil.copy(folder / "exact.pt", folder / "older.pt")
+    go(script, replace(args, resume=str(folder), total_timesteps=2 * args.total_timesteps, exact_every=0))
+    with pytest.raises(ZeroDivisionError):
+        again = replace(args, resume=str(folder / "older.pt"), total_timesteps=3 * args.total_timesteps)
+        go(script, again, scripted(1, lambda _: 1 / 0))
+    assert same(state_of(folder / "checkpoint.pt"), state_of(folder / "older.pt"))
+
+
 # ---- Safety saves ----
 def test_timed_saves_change_nothing(script, tmp_path):
     saved = []
