@@ -37,9 +37,11 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections import deque
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -67,6 +69,7 @@ class Args:
     torch_deterministic: bool = True  # only kernels that repeat bit for bit
     cuda: bool = True  # use a GPU if there is one
     cuda_required: bool = False  # refuse to run without a GPU
+    cuda_graphs: bool = True  # on a GPU: record acting and learning once and replay them
     precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"  # of the encoder (auto: tf32 on a GPU, else fp32)
     track: bool = False  # log to Weights & Biases too
     wandb_project_name: str = "holdout"  # project for --track
@@ -394,6 +397,50 @@ def update(agents, optimizer, batches, args):
     return {key: torch.stack([totals[key] for totals in per_agent]) for key in per_agent[0]}
 
 
+class Captured:
+    """A function of tensors as one CUDA graph: recorded at its first call, replayed on later inputs of those shapes.
+
+    It returns a tuple or a dict of tensors. `parts` have a state_dict, whose tensors it changes in place; what the
+    calls that warm up do to them is undone. Where it is not `on`, the function is called as it is.
+    """
+
+    def __init__(self, function, on, parts=()):
+        self.function, self.on, self.parts, self.graph = function, on, parts, None
+
+    def __call__(self, *inputs):
+        if not self.on:
+            return self.function(*inputs)
+        if self.graph is None:
+            self.record(inputs)
+        for own, given in zip(self.inputs, inputs, strict=True):
+            own.copy_(given)
+        self.graph.replay()
+        copies = [value.clone() for _, value in leaves(self.outputs)]  # Easy to miss: each replay writes over them.
+        return dict(zip(self.outputs, copies, strict=True)) if isinstance(self.outputs, dict) else tuple(copies)
+
+    def record(self, inputs):
+        self.inputs = [value.clone() for value in inputs]
+        before = {name: value.clone() for name, value in self.tensors()}
+        rng_state, stream = torch.cuda.get_rng_state(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Adam's, that it was made for a capture and runs without one
+            for _ in range(3):
+                self.function(*self.inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        for name, value in self.tensors():
+            value.copy_(before[name]) if name in before else value.zero_()  # Adam's state is made as zeros
+        torch.cuda.set_rng_state(rng_state)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.outputs = self.function(*self.inputs)
+
+    def tensors(self):
+        """(name, tensor) of all that the parts hold."""
+        states = leaves([part.state_dict() for part in self.parts])
+        return [(name, value) for name, value in states if isinstance(value, torch.Tensor)]
+
+
 # ---- 8. Training ----
 class Player:
     """What an agent has to itself: environments, the rollout they fill, a random stream, and the finished episodes."""
@@ -404,14 +451,17 @@ class Player:
         self.normaliser = RewardNormaliser(args.num_envs, args.gamma)
         self.finished = deque(maxlen=100)  # (return, length) of the last episodes
         shape, obs_shape = (args.num_steps, args.num_envs), envs.single_observation_space.shape
-        self.rollout = {key: torch.zeros(shape, device=device) for key in ("log_probs", "values", "rewards", "dones")}
+        keys = ("log_probs", "values", "rewards", "dones", "advantages", "returns")
+        self.rollout = {key: torch.zeros(shape, device=device) for key in keys}
         self.rollout["actions"] = torch.zeros(shape, dtype=torch.int64, device=device)
         self.rollout["obs"] = torch.zeros(*shape, *obs_shape, dtype=torch.uint8, device=device)
+        self.obs = torch.zeros(args.num_envs, *obs_shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
         self.begin(envs)
 
     def begin(self, envs):
         """First episodes in fresh environments; what was under way in the old ones is dropped and not counted."""
-        self.envs, self.obs = envs, torch.as_tensor(envs.reset()[0])
+        self.envs = envs
+        self.obs.copy_(torch.as_tensor(envs.reset()[0]))
         self.normaliser.returns = np.zeros(envs.num_envs)
         self.episode_return, self.episode_length = np.zeros(envs.num_envs), np.zeros(envs.num_envs)
 
@@ -448,7 +498,8 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     parameters = [parameter for agent in agents for parameter in agent.parameters()]
     rate = torch.tensor(args.learning_rate, device=device)  # a tensor, so that a captured step would see it change
     optimizer = torch.optim.Adam(parameters, lr=rate, eps=1e-5, fused=True)  # Reference code: main.py:103
-    parts = {"optimizer": optimizer, "shuffle_rng": shuffle_rng, "torch_rng": torch.default_generator}
+    torch_rng = torch.cuda.default_generators[0] if device.type == "cuda" else torch.default_generator
+    parts = {"optimizer": optimizer, "shuffle_rng": shuffle_rng, "torch_rng": torch_rng}
     parts |= {f"player{i}": player for i, player in enumerate(players, 1)}
     batch_size, updates = args.num_envs * args.num_steps, args.update_epochs * args.num_minibatches
     # The bar's share for collecting: a forward pass a step, where learning takes three an epoch, or six with a peer.
@@ -458,6 +509,17 @@ def train(args, make_envs=make_envs, make_agent=Agent):
         print(f"step {step}: " + ("bit for bit" if state["exact"] else "continued, in fresh environments"))
     elif device.type == "cpu" and args.total_timesteps > 2_000_000:
         print("this length is meant for a GPU; on a CPU, try --distribution-mode easy --total-timesteps 100000")
+    graphs = args.cuda_graphs and device.type == "cuda"
+    group = optimizer.param_groups[0]
+    group |= {"lr": rate.copy_(group["lr"]), "capturable": graphs}  # Easy to miss: a checkpoint's lie on the CPU.
+    keys = ("obs", "actions", "log_probs", "values", "advantages", "returns")
+    batches = [{key: player.rollout[key].flatten(0, 1) for key in keys} for player in players]  # [T*N, ...], views
+
+    def learn(index):
+        minibatches = [{key: value[index] for key, value in batch.items()} for batch in batches]
+        return update(agents, optimizer, minibatches, args)
+
+    learn, policies = Captured(learn, graphs, [*agents, optimizer]), [Captured(partial(act, a), graphs) for a in agents]
     iterations = -(-args.total_timesteps // batch_size)
     run = Run(args, device, state, done=step * len(agents), goal=iterations * batch_size * len(agents))
 
@@ -470,42 +532,38 @@ def train(args, make_envs=make_envs, make_agent=Agent):
         # Collect T steps from each environment of each agent.
         start = time.monotonic()
         for t in range(args.num_steps):
-            for player in players:
-                obs = player.obs.to(device)
+            for player, policy in zip(players, policies, strict=True):
+                obs = player.rollout["obs"][t].copy_(player.obs, non_blocking=True)
                 noise = torch.empty(args.num_envs, int(player.envs.single_action_space.n))
                 noise = noise.exponential_(generator=player.noise_rng).to(device)
-                actions, log_probs, values = act(player.agent, obs, noise)
+                actions, log_probs, values = policy(obs, noise)
                 next_obs, reward, terminated, truncated, _ = player.envs.step(actions.cpu().numpy())
                 done = terminated | truncated  # Reference code: a time limit ends an episode like a failure does.
-                row = {"obs": obs, "actions": actions, "log_probs": log_probs, "values": values}
+                row = {"actions": actions, "log_probs": log_probs, "values": values}
                 row |= {"rewards": player.normaliser(reward, done), "dones": done}
                 for key, value in row.items():
                     player.rollout[key][t] = torch.as_tensor(value)
-                player.obs = torch.as_tensor(next_obs)
+                player.obs.copy_(torch.as_tensor(next_obs))
                 player.count(reward, done)
             run.tick(save, collecting / args.num_steps)
         step += batch_size
 
         # Learn from them.
-        batches = []
         for player in players:
-            data = dict(player.rollout)
+            rewards, values, dones = (player.rollout[key] for key in ("rewards", "values", "dones"))
             with torch.no_grad():
                 _, last_values = player.agent(player.obs.to(device))
-            data["advantages"], data["returns"] = compute_gae(
-                data["rewards"], data["values"], data["dones"], last_values, args.gamma, args.gae_lambda
-            )
-            batches.append({key: value.flatten(0, 1) for key, value in data.items()})  # [T*N, ...]
-        run.log(step, per_agent("charts", {"reward": [batch["rewards"].mean().item() for batch in batches]}))
-        learning_rate = optimizer.param_groups[0]["lr"]
+            targets = compute_gae(rewards, values, dones, last_values, args.gamma, args.gae_lambda)
+            for key, value in zip(("advantages", "returns"), targets, strict=True):
+                player.rollout[key].copy_(value)
+        run.log(step, per_agent("charts", {"reward": [player.rollout["rewards"].mean().item() for player in players]}))
         if args.anneal_lr:
-            learning_rate.fill_(args.learning_rate * (1 - (step - batch_size) / args.total_timesteps))
+            rate.fill_(args.learning_rate * (1 - (step - batch_size) / args.total_timesteps))
         scalars = []
         for _ in range(args.update_epochs):
             order = torch.randperm(batch_size, generator=shuffle_rng).to(device)  # Reference code: one for both agents
             for index in order.chunk(args.num_minibatches):
-                minibatches = [{key: value[index] for key, value in batch.items()} for batch in batches]
-                scalars.append(update(agents, optimizer, minibatches, args))
+                scalars.append(learn(index))
                 run.tick(save, (len(agents) * batch_size - collecting) / updates)
 
         # Log, evaluate, save.
@@ -515,7 +573,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
         losses["explained_variance"] = [1 - share.nan_to_num(1, 1).item() for share in unexplained]
         run.log(step, per_agent("losses", losses))
         run.log(step, {"charts/SPS": len(agents) * batch_size / seconds, "charts/frames": len(agents) * step})
-        run.log(step, {"charts/learning_rate": learning_rate.item()})
+        run.log(step, {"charts/learning_rate": rate.item()})
         if all(player.finished for player in players):
             recent = [np.mean(player.finished, axis=0).tolist() for player in players]
             returns, lengths = zip(*recent, strict=True)
@@ -728,13 +786,19 @@ def restore(parts, state):
         (part.set_state if hasattr(part, "set_state") else part.load_state_dict)(state[name])
 
 
-def not_finite(state, name=""):
-    """Name of the first number that is not finite in nested dicts and lists of tensors, or None."""
+def leaves(state, name=""):
+    """("a.0.b", value) of each value in nested dicts, lists and tuples."""
     if isinstance(state, dict | list | tuple):
-        items = state.items() if isinstance(state, dict) else enumerate(state)
-        return next(filter(None, (not_finite(value, f"{name}.{key}".strip(".")) for key, value in items)), None)
-    finite = not isinstance(state, torch.Tensor | float) or torch.as_tensor(state).isfinite().all()
-    return None if finite else name
+        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+            yield from leaves(value, f"{name}.{key}".strip("."))
+    else:
+        yield name, state
+
+
+def not_finite(state):
+    """Name of the first number that is not finite in nested dicts and lists of tensors, or None."""
+    numbers = ((name, torch.as_tensor(x)) for name, x in leaves(state) if isinstance(x, torch.Tensor | float))
+    return next((name for name, x in numbers if not x.isfinite().all()), None)
 
 
 def save_checkpoint(path, state):
@@ -845,8 +909,8 @@ def main():
     if args.resume and args.evaluate:
         fail("--resume and --evaluate: one of them")
     state = load_checkpoint(args.resume or args.evaluate)
-    free = {"resume", "evaluate", "total_timesteps", "save_minutes", "cuda", "cuda_required", "track", "eval_seed"}
-    free |= {"eval_every", "eval_episodes", "final_eval_episodes", "wandb_project_name", "wandb_entity"}
+    free = {"resume", "evaluate", "total_timesteps", "save_minutes", "cuda", "cuda_required", "cuda_graphs", "track"}
+    free |= {"eval_seed", "eval_every", "eval_episodes", "final_eval_episodes", "wandb_project_name", "wandb_entity"}
     try:
         args = tyro.cli(Args, default=Args(**state["args"] | {"resume": None, "evaluate": None}))
     except TypeError as error:

@@ -82,17 +82,19 @@ def test_compute_gae_by_hand():
 
 
 def test_the_rollout_holds_real_transitions_and_hand_made_targets(mdpo, monkeypatch, tmp_path):
-    batches, update = [], mdpo.update
+    batches, update, rollouts, gae = [], mdpo.update, [], mdpo.compute_gae
     monkeypatch.setattr(
         mdpo, "update", lambda agents, opt, batch, args: batches.extend(batch) or update(agents, opt, batch, args)
     )
+    monkeypatch.setattr(mdpo, "compute_gae", lambda *inputs: rollouts.append(inputs) or gae(*inputs))
     monkeypatch.setattr(torch, "randperm", lambda n, generator: torch.arange(n))
     mdpo.train(four_steps(tmp_path), FourSteps, Reader)
-    assert len(batches) == 2  # one minibatch, two agents
-    for batch in batches:
+    assert len(batches) == len(rollouts) == 2  # one minibatch, two agents
+    for batch, (rewards, values, dones, *_) in zip(batches, rollouts, strict=True):
+        assert rewards.tolist() == REWARDS.tolist()
+        assert dones.tolist() == DONES.tolist()
+        assert values.flatten().tolist() == batch["values"].tolist()
         assert batch["obs"][:, 0, 0, 0].tolist() == SEEN[:4].flatten().tolist()
-        assert batch["rewards"].tolist() == REWARDS.flatten().tolist()
-        assert batch["dones"].tolist() == DONES.flatten().tolist()
         assert batch["advantages"].tolist() == ADVANTAGES.flatten().tolist()
         assert batch["returns"].tolist() == RETURNS.flatten().tolist()
         assert batch["log_probs"].tolist() == pytest.approx([-np.log(5)] * 8)

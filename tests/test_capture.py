@@ -1,0 +1,195 @@
+"""What runs as a CUDA graph on a GPU, here with a stand-in for graphs on a CPU: the same operations on the same memory.
+
+A recorded graph does again what its operations did, to the tensors they did it to; what Python computed, chose or read
+meanwhile stays as it was. So a function that would not survive a capture gives other numbers here.
+"""
+
+import contextlib
+
+import pytest
+import torch
+from conftest import SCRIPTS, ScriptedEnvs, TinyAgent, load, replace, tiny_args, weights
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+CAPTURING = [name for name in SCRIPTS if hasattr(load(name), "Captured")]
+AGENTS = {"mdpo": TinyAgent}  # the smallest network of a script, where its own is slow
+
+
+class StandIn(TorchDispatchMode):
+    """Records the operations within `with` for replay(). As with a real capture, nothing has happened when it ends."""
+
+    def __init__(self, graph):
+        super().__init__()
+        self.operations, self.before, self.rng_state = [], [], torch.get_rng_state()
+        graph.operations = self.operations
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.is_mutable:
+            values = [value for value in tree_leaves(args) if isinstance(value, torch.Tensor)]
+            self.before.extend((value, value.clone()) for value in values)
+        outputs = func(*args, **kwargs or {})
+        self.operations.append((func, args, kwargs or {}, outputs))
+        return outputs
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        with torch.no_grad():
+            for value, before in reversed(self.before):
+                value.copy_(before)
+        torch.set_rng_state(self.rng_state)
+
+
+class Graph:
+    replays = 0
+
+    @torch.no_grad()
+    def replay(self):
+        Graph.replays += 1
+        for func, args, kwargs, outputs in self.operations:
+            again = func(*args, **kwargs)
+            pairs = zip(outputs, again, strict=True) if isinstance(outputs, tuple | list) else [(outputs, again)]
+            for old, new in pairs:
+                if isinstance(old, torch.Tensor):
+                    old.copy_(new)
+
+
+class Stream:
+    def wait_stream(self, other):
+        pass
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """torch.cuda's part in a capture, on a CPU."""
+    Graph.replays = 0
+    stand_ins = {"CUDAGraph": Graph, "graph": StandIn, "Stream": Stream, "current_stream": Stream}
+    stand_ins |= {"stream": lambda _: contextlib.nullcontext()}
+    stand_ins |= {"get_rng_state": torch.get_rng_state, "set_rng_state": torch.set_rng_state}
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+
+
+@pytest.fixture(params=CAPTURING)
+def script(request):
+    return load(request.param)
+
+
+@pytest.fixture
+def captured_script(script, graphs, monkeypatch):
+    """A script that captures where it otherwise would not."""
+    real = script.Captured
+    monkeypatch.setattr(script, "Captured", lambda function, on, *parts: real(function, True, *parts))
+    return script
+
+
+def trained(script, args):
+    return weights(script.train(args, ScriptedEnvs, AGENTS.get(script.__name__, script.Agent)))
+
+
+# ---- The stand-in can fail ----
+def doubled_in_python(x, state={"factor": 1.0}):  # noqa: B006
+    state["factor"] *= 2
+    return (x * state["factor"],)
+
+
+def doubled_on_the_device(x, factor=torch.ones(())):  # noqa: B008
+    return (x * factor.mul_(2),)
+
+
+def test_what_python_computes_is_frozen_and_what_the_device_computes_is_not(script, graphs):
+    frozen, alive = (script.Captured(function, True) for function in (doubled_in_python, doubled_on_the_device))
+    x = torch.ones(3)
+    assert frozen(x)[0].tolist() == frozen(x)[0].tolist() == [16.0] * 3  # three calls to warm up and one to record
+    assert 2 * alive(x)[0][0] == alive(x)[0][0]
+
+
+# ---- Captured ----
+def test_inputs_are_copied_in_and_outputs_are_the_callers(script, graphs):
+    captured = script.Captured(lambda x, y: {"sum": x + y, "first": x}, True)
+    first = captured(torch.ones(2), torch.ones(2))
+    second = captured(torch.full((2,), 3.0), torch.ones(2))
+    assert first["sum"].tolist() == [2, 2] and second["sum"].tolist() == [4, 4]
+    assert first["first"].tolist() == [1, 1] and second["first"].tolist() == [3, 3]
+    pair = script.Captured(lambda x: (x, -x), True)(torch.ones(1))
+    assert isinstance(pair, tuple) and [value.item() for value in pair] == [1, -1]
+    with pytest.raises(ValueError, match="zip"):
+        captured(torch.ones(2))
+
+
+def test_switched_off_it_is_the_function(script):
+    captured = script.Captured(lambda x: x.tolist(), False)
+    assert captured(torch.ones(2)) == [1, 1] and captured(torch.ones(3)) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("steps_before", [0, 3])
+def test_warming_up_is_undone(script, graphs, steps_before):
+    """Weights, a buffer, Adam's state (from nothing and from something) and the random stream."""
+
+    def made():
+        torch.manual_seed(0)
+        network = torch.nn.Linear(4, 4)
+        network.register_buffer("seen", torch.zeros(()))
+        optimizer = torch.optim.Adam(network.parameters(), lr=torch.tensor(0.1), fused=True)
+
+        def step(x):
+            optimizer.zero_grad()
+            network.seen += x.mean()
+            loss = (network(x) - network.seen + torch.rand(4)).pow(4).sum()
+            loss.backward()
+            optimizer.step()
+            return {"loss": loss.detach()}
+
+        for i in range(steps_before):
+            step(torch.randn(8, 4, generator=torch.Generator().manual_seed(i)))
+        return network, optimizer, step
+
+    def followed(network, step):
+        torch.manual_seed(1)
+        return [(step(x)["loss"], weights([network])) for x in torch.arange(160.0).view(5, 8, 4) / 160]
+
+    (network, _, step), (twin, optimizer, twin_step) = made(), made()
+    eager, captured = followed(network, step), followed(twin, script.Captured(twin_step, True, [twin, optimizer]))
+    assert all(torch.equal(a, b) for pair in zip(eager, captured, strict=True) for a, b in zip(*pair, strict=True))
+    assert Graph.replays == 5
+
+
+# ---- Training ----
+def test_captured_training_is_eager_training(captured_script, tmp_path):
+    """The same weights bit for bit, with a learning rate that falls, and across a resume."""
+    script, changes = captured_script, {"anneal_lr": True} if captured_script.__name__ == "mdpo" else {}
+    args = tiny_args(script.__name__, tmp_path / "captured", eval_every=0, **changes)
+    args = replace(args, total_timesteps=2 * args.total_timesteps)
+    captured = trained(script, args)
+    assert Graph.replays > 10
+    script.Captured = lambda function, on, *parts: function
+    eager = trained(script, replace(args, runs_dir=str(tmp_path / "eager")))
+    assert torch.equal(captured, eager)
+
+
+def test_a_captured_run_resumes_exactly(captured_script, tmp_path):
+    script = captured_script
+    args = tiny_args(script.__name__, tmp_path / "whole", eval_every=0)
+    whole = trained(script, replace(args, total_timesteps=2 * args.total_timesteps))
+    trained(script, replace(args, runs_dir=str(tmp_path / "part")))
+    (part,) = (tmp_path / "part").iterdir()
+    resumed = replace(args, total_timesteps=2 * args.total_timesteps, resume=str(part / "exact.pt"))
+    assert torch.equal(whole, trained(script, resumed))
+
+
+# ---- On a GPU ----
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_captured_is_eager_on_a_gpu(script, tmp_path):
+    """In fp32, in one go and stopped half way, bit for bit."""
+    args = tiny_args(script.__name__, tmp_path / "eager", eval_every=0, cuda=True, cuda_graphs=False, precision="fp32")
+    long = replace(args, total_timesteps=2 * args.total_timesteps)
+    eager = weights(script.train(long, ScriptedEnvs))
+    graphs = replace(args, cuda_graphs=True, runs_dir=str(tmp_path / "graphs"))
+    assert torch.equal(
+        eager, weights(script.train(replace(graphs, total_timesteps=long.total_timesteps), ScriptedEnvs))
+    )
+    part = replace(graphs, runs_dir=str(tmp_path / "part"))
+    script.train(part, ScriptedEnvs)
+    (folder,) = (tmp_path / "part").iterdir()
+    resumed = replace(part, total_timesteps=long.total_timesteps, resume=str(folder / "exact.pt"))
+    assert torch.equal(eager, weights(script.train(resumed, ScriptedEnvs)))
