@@ -527,7 +527,6 @@ def train(args, make_envs=make_envs, make_agent=Agent):
         run.save({"step": step, "restarts": restarts, "exact": exact, "done": done} | capture(parts))
 
     exact = state["exact"]
-
     while step < args.total_timesteps:
         # Collect T steps from each environment of each agent.
         start = time.monotonic()
@@ -882,6 +881,8 @@ def check(args):
             f"--num-minibatches {args.num_minibatches}: does not cut {batch_size} steps into equal parts of two or more"
         )
     size, memory = args.num_agents * batch_size * 3 * 64 * 64, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if args.cuda and torch.cuda.is_available():
+        _, memory = torch.cuda.mem_get_info()
     if size > memory:
         fail(f"--num-envs x --num-steps: {size >> 30} GB of observations do not fit into {memory >> 30} GB of memory")
     if "/" in args.exp_name:
