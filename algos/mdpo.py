@@ -162,12 +162,10 @@ class SameStepReset:
     """
 
     def __init__(self, envs):
-        self.envs, self.num_envs = envs, envs.num_envs
-        self.single_observation_space, self.single_action_space = (
-            envs.single_observation_space,
-            envs.single_action_space,
-        )
-        self.reset, self.close = envs.reset, envs.close
+        self.envs = envs
+
+    def __getattr__(self, name):
+        return getattr(self.envs, name)
 
     def step(self, actions):
         obs, reward, terminated, truncated, info = self.envs.step(actions)
@@ -866,15 +864,14 @@ def set_up_torch(args):
 
 def check(args):
     """Arguments out of range, before anything is made or written."""
-    ranges = {"seed": 0, "eval_seed": 0, "save_minutes": 0, "exact_every": 0, "eval_every": 0, "eval_episodes": 1}
-    ranges |= {"final_eval_episodes": 1, "num_levels": -1, "start_level": 0, "total_timesteps": 1, "num_envs": 1}
-    ranges |= {"num_steps": 1, "num_minibatches": 1, "update_epochs": 1, "distill_coef": 0, "learning_rate": 0}
-    ranges |= {"gamma": 0, "gae_lambda": 0, "clip_coef": 1e-6, "ent_coef": 0, "vf_coef": 0, "max_grad_norm": 1e-6}
-    limits = {"gamma": 1, "gae_lambda": 1, "num_levels": 2**31 - 1, "start_level": 2**31 - 1}
-    for name, least in ranges.items():
-        most = limits.get(name, sys.maxsize)
-        if not least <= getattr(args, name) <= most:
-            fail(f"--{name.replace('_', '-')} {getattr(args, name)}: from {least} to {most}")
+    least = {"num_levels": -1, "clip_coef": 1e-6, "max_grad_norm": 1e-6}
+    least |= dict.fromkeys(("eval_episodes", "final_eval_episodes", "total_timesteps", "num_envs", "num_steps"), 1)
+    least |= dict.fromkeys(("num_minibatches", "update_epochs"), 1)
+    most = {"gamma": 1, "gae_lambda": 1, "num_levels": 2**31 - 1, "start_level": 2**31 - 1}
+    for name, value in vars(args).items():
+        low, high = least.get(name, 0), most.get(name, sys.maxsize)
+        if isinstance(value, int | float) and not low <= value <= high:
+            fail(f"--{name.replace('_', '-')} {value}: from {low} to {high}")
     batch_size = args.num_envs * args.num_steps
     if batch_size % args.num_minibatches or batch_size < 2 * args.num_minibatches:
         fail(

@@ -94,7 +94,8 @@ class Job:
             self.process.stdin.flush()
         line = next((line for line in self.process.stdout if re.search(self.mark or "^{", line)), None)
         if line is None:
-            print(f"error: {self.name} ended too early: {shlex.join(self.command)}", file=sys.stderr)
+            end = f"with code {self.process.wait()} before the end of iteration {len(self.turns)}"
+            print(f"error: {self.name} ended {end}: {shlex.join(self.command)}", file=sys.stderr)
             sys.exit(1)
         self.pause()
         return line
@@ -249,7 +250,7 @@ def now():
     return time.monotonic()
 
 
-def limit_seconds(script, agents, args, repeats=10):
+def limit_seconds(script, agents, args):
     """Seconds of forward, backward and Adam for the images and networks of an update and nothing else: the least."""
     size = args.num_envs * args.num_steps // args.num_minibatches
     device = next(agents[0].parameters()).device
@@ -265,7 +266,7 @@ def limit_seconds(script, agents, args, repeats=10):
         optimizer.step()
 
     seconds = []
-    for _ in range(repeats):
+    while len(seconds) < 3 or sum(seconds) < 5:
         start = now()
         step()
         seconds.append(now() - start)
