@@ -12,6 +12,7 @@ from pathlib import Path
 
 import tyro
 
+ROOT = Path(__file__).parent.parent
 PACKAGES = ("torch", "numpy", "envpool", "dm_control", "mujoco")
 
 
@@ -30,7 +31,11 @@ class Args:
 def main():
     args = tyro.cli(Args)
     rows = [row for run in args.runs for row in rows_of(*run.partition("=")[::2], args)]
-    with open(args.out, "w", newline="") as file:
+    try:
+        file = open(args.out, "w", newline="")
+    except OSError as error:
+        fail(f"--out {args.out}: {error.strerror}")
+    with file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -47,9 +52,10 @@ def rows_of(method, folder, args):
         fail(f"{method}={folder}: not METHOD=RUN_FOLDER ({error.strerror})")
     if not metrics:
         fail(f"{folder} has none of {' '.join(args.keys)}")
-    hardware, packages = about["hardware"], about["packages"]
+    hardware, packages, (program, *flags) = about["hardware"], about["packages"], about["command"]
+    ours = Path("algos", Path(program).name)
     source = {
-        "command": shlex.join(["python", "algos/" + Path(about["command"][0]).name, *about["command"][1:]]),
+        "command": shlex.join(["python", str(ours) if (ROOT / ours).exists() else program, *flags]),
         "commit": about["commit"],
         "packages": " ".join(f"{name}=={packages[name]}" for name in PACKAGES if name in packages),
         "hardware": f"{hardware['gpu'] or 'no GPU'}, {hardware['cores']} cores {hardware['cpu']}",

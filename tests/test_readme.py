@@ -39,6 +39,8 @@ def short_form(path, argv):
     """The flags that make a command of the README short; those of a checkpoint's run are short already."""
     if path.startswith("benchmark/record.py"):
         return ["--steps", "3", "--rows", "1", "--columns", "1"]
+    if path.startswith("benchmark/throughput.py"):
+        return [f"--flags={ROWS['mdpo']['flags']}", "--iterations", "1"]
     if not path.startswith("algos/") or "--evaluate" in argv:
         return []
     if "--resume" in argv:

@@ -1,0 +1,101 @@
+"""From runs to a plot: what collect.py writes and plot_curves.py draws."""
+
+import csv
+import importlib.util
+import json
+import sys
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmark" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+collect, plot_curves = load("collect"), load("plot_curves")
+
+
+def run(module, monkeypatch, *flags):
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, flags)])
+    module.main()
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two runs of a script of ours and one of somebody else's, with returns that say which is which."""
+    for seed, (program, steps) in enumerate((("/home/me/mdpo.py", 3), ("mdpo.py", 2), ("other.py", 3))):
+        folder = tmp_path / f"run{seed}"
+        folder.mkdir()
+        about = {
+            "command": [program, "--seed", str(seed)],
+            "args": {"env_id": "maze", "seed": seed},
+            "commit": "c0ffee",
+        }
+        about |= {"packages": {"torch": "2", "tqdm": "4"}, "hardware": {"gpu": None, "cores": 2, "cpu": "x"}}
+        (folder / "args.json").write_text(json.dumps(about))
+        lines = [
+            f"{10 * step},{key},{step + seed}" for step in range(steps) for key in ("eval/test_return", "losses/x")
+        ]
+        (folder / "metrics.csv").write_text("\n".join(["step,key,value", *lines]) + "\n")
+    return tmp_path
+
+
+def test_a_row_a_number_with_the_run_it_came_from(folders, monkeypatch, capsys):
+    runs = [f"A={folders}/run0", f"A={folders}/run1", f"B={folders}/run2"]
+    run(collect, monkeypatch, *runs, "--out", folders / "out.csv")
+    rows = list(csv.DictReader((folders / "out.csv").open()))
+    assert [(row["method"], row["seed"], row["step"], row["value"]) for row in rows] == [
+        *[("A", "0", str(10 * step), str(step)) for step in range(3)],
+        *[("A", "1", str(10 * step), str(step + 1)) for step in range(2)],
+        *[("B", "2", str(10 * step), str(step + 2)) for step in range(3)],
+    ]
+    assert {row["command"] for row in rows} == {
+        "python algos/mdpo.py --seed 0",
+        "python algos/mdpo.py --seed 1",
+        "python other.py --seed 2",
+    }
+    assert {(row["packages"], row["commit"], row["task"], row["hardware"]) for row in rows} == {
+        ("torch==2", "c0ffee", "maze", "no GPU, 2 cores x")
+    }
+
+
+@pytest.mark.parametrize("flags", ["A=nowhere --out {}/out.csv", "A={}/run0 --out {}/no/out.csv", "A={}/run0 --out {}"])
+def test_collect_says_what_is_wrong(flags, folders, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run(collect, monkeypatch, *flags.replace("{}", str(folders)).split())
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_mean_goes_as_far_as_all_seeds_go(folders):
+    data = pd.DataFrame(
+        {
+            "method": ["A"] * 5,
+            "key": ["eval/test_return"] * 5,
+            "seed": [1, 1, 1, 2, 2],
+            "step": [0, 10, 20, 0, 10],
+            "value": [1.0, 2.0, 9.0, 3.0, 6.0],
+        }
+    )
+    lines = {"eval/test_return": ("-", "unseen levels"), "eval/train_return": ("--", "training levels")}
+    figure, axis = plt.subplots()
+    plot_curves.draw(axis, data, lines, {"A": "red", "B": "blue"}, "floor")
+    mean = axis.get_lines()[-1]
+    assert (list(mean.get_xdata()), list(mean.get_ydata())) == ([0, 10], [2.0, 4.0])
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["A, unseen levels (2 seeds)"]
+    plt.close(figure)
+
+
+def test_plot_says_what_is_wrong(folders, monkeypatch, capsys):
+    run(collect, monkeypatch, *[f"{name}={folders}/run0" for name in "ABCDEFG"], "--out", folders / "many.csv")
+    for path in ("many.csv", "nowhere.csv"):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            run(plot_curves, monkeypatch, folders / path, "--out", folders / "curve.png")
+        assert capsys.readouterr().err.startswith("error: ")
+    run(plot_curves, monkeypatch, folders / "many.csv", "--out", folders / "curve.png", "--floor", "G")
+    assert (folders / "curve.png").stat().st_size > 10_000
