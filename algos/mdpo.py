@@ -286,7 +286,8 @@ def agent_loss(agent, peer, batch, args):
     """
     logits, values = agent(batch["obs"])  # [B, A], [B]
     log_probs_all = logits.log_softmax(-1)
-    log_probs = log_probs_all.gather(1, batch["actions"][:, None]).squeeze(1)
+    # Easy to miss: not gather, whose repeatable gradient copies from the CPU in older torch and breaks a capture.
+    log_probs = -nn.functional.nll_loss(log_probs_all, batch["actions"], reduction="none")
     policy_loss_of = {"ppo": clipped_policy_loss, "spo": spo_policy_loss}[args.policy_loss]
     policy_loss = policy_loss_of(log_probs, batch["log_probs"], batch["advantages"], args.clip_coef)
     value_clip = args.clip_coef if args.clip_vloss else float("inf")
@@ -496,8 +497,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     parameters = [parameter for agent in agents for parameter in agent.parameters()]
     rate = torch.tensor(args.learning_rate, device=device)  # a tensor, so that a captured step would see it change
     optimizer = torch.optim.Adam(parameters, lr=rate, eps=1e-5, fused=True)  # Reference code: main.py:103
-    torch_rng = torch.cuda.default_generators[0] if device.type == "cuda" else torch.default_generator
-    parts = {"optimizer": optimizer, "shuffle_rng": shuffle_rng, "torch_rng": torch_rng}
+    parts = {"optimizer": optimizer, "shuffle_rng": shuffle_rng, "torch_rng": torch.default_generator}
     parts |= {f"player{i}": player for i, player in enumerate(players, 1)}
     batch_size, updates = args.num_envs * args.num_steps, args.update_epochs * args.num_minibatches
     # The bar's share for collecting: a forward pass a step, where learning takes three an epoch, or six with a peer.
@@ -509,7 +509,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
         print("this length is meant for a GPU; on a CPU, try --distribution-mode easy --total-timesteps 100000")
     graphs = args.cuda_graphs and device.type == "cuda"
     group = optimizer.param_groups[0]
-    group |= {"lr": rate.copy_(group["lr"]), "capturable": graphs}  # Easy to miss: a checkpoint's lie on the CPU.
+    group |= {"lr": rate.copy_(group["lr"]), "capturable": graphs}  # Easy to miss: a checkpoint's are another device's.
     keys = ("obs", "actions", "log_probs", "values", "advantages", "returns")
     batches = [{key: player.rollout[key].flatten(0, 1) for key in keys} for player in players]  # [T*N, ...], views
 

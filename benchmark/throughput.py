@@ -2,7 +2,8 @@
 
 All commands are started, and each is paused while another one does an iteration (a reference by SIGSTOP), so that what
 slows the machine down for a while slows all of them. The first iteration of each warms up and does not count. The limit
-is what the bare network reaches in the script's process: forward, backward and Adam on minibatches like an update's.
+is what the bare network reaches in the script's process: forward, backward and Adam on minibatches like an update's,
+called one operation at a time. Memory is the host's, and CPU time a process's: a reference is one process.
 
     python benchmark/throughput.py algos/mdpo.py --flags="--env-id bigfish --num-agents 1"
     python benchmark/throughput.py algos/mdpo.py --references "CleanRL=python ppo_procgen.py" --out speed.csv
@@ -73,7 +74,8 @@ class Job:
 
     def __init__(self, name, command, mark=None):
         self.name, self.command, self.mark, self.turns = name, command, mark, []
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        self.errors = tempfile.TemporaryFile("w+")
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors, "text": True}
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
         self.pause()
@@ -95,6 +97,8 @@ class Job:
         line = next((line for line in self.process.stdout if re.search(self.mark or "^{", line)), None)
         if line is None:
             end = f"with code {self.process.wait()} before the end of iteration {len(self.turns)}"
+            self.errors.seek(0)
+            print(self.errors.read()[-2000:], file=sys.stderr)
             print(f"error: {self.name} ended {end}: {shlex.join(self.command)}", file=sys.stderr)
             sys.exit(1)
         self.pause()
@@ -115,8 +119,9 @@ class Job:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def peak_gb(self):
-        (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
-        return int(line) / 1e6
+        """Of resident memory. A command that has just ended has none: then what it was before."""
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
+        return int(found[1]) / 1e6 if found else max((row["peak_gb"] for row in self.turns), default=0.0)
 
     def end(self):
         if self.process.poll() is None:
@@ -164,8 +169,8 @@ def save(path, rows, about):
         for row in rows:
             if row["phases"]:
                 row |= row["phases"] | {"limit_fraction": limit_fraction([row], about)}
-                row |= {"command": about["command"]} | {key: about[key] for key in ("commit", "packages")}
-            writer.writerow(row | {key: about[key] for key in ("precision", "hardware")})
+                row |= {key: about[key] for key in ("precision", "command", "commit", "packages")}
+            writer.writerow(row | {"hardware": about["hardware"]})
 
 
 # ---- The script's process ----
@@ -227,13 +232,19 @@ class Clock:
 
     def reset(self):
         self.start, self.seconds, self.updates = now(), dict.fromkeys(PHASES, 0.0), 0
+        self.inside = False
 
     def timed(self, phase, function):
+        """The function, its time added to a phase, unless it is a part of another one."""
+
         def call(*inputs):
-            start = now()
+            if self.inside:
+                return function(*inputs)
+            start, self.inside = now(), True
             outputs = function(*inputs)
             self.seconds[phase] += now() - start
             self.updates += phase == "update"
+            self.inside = False
             return outputs
 
         return call

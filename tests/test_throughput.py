@@ -20,6 +20,7 @@ for i in range(int(sys.argv[2])):
     time.sleep(0.5)
     open(sys.argv[1], "a").write(f"{i}\\n")
     print("noise\\nSPS:", i)
+print("last words", file=sys.stderr)
 """
 
 
@@ -63,7 +64,20 @@ def test_a_command_that_ends_too_early_is_an_error(job, capsys):
     short.turn()
     with pytest.raises(SystemExit, match=r"^1$"):
         short.turn()
-    assert "error: short ended with code 0 before the end of iteration 1" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "error: short ended with code 0 before the end of iteration 1" in error and "last words" in error
+
+
+def test_a_phase_within_another_is_the_outer_ones(monkeypatch):
+    ticks = iter(range(100))
+    monkeypatch.setattr(throughput, "now", lambda: next(ticks))
+    clock = throughput.Clock()  # 0
+    step = clock.timed("environments", lambda: None)
+    clock.timed("evaluation", lambda: [step(), step()])()  # 1 to 2
+    step()  # 3 to 4
+    clock.timed("update", lambda: None)()  # 5 to 6
+    phases = {"environments": 1, "inference": 0, "update": 1, "evaluation": 1, "rest": 4}
+    assert clock.read() == {"phases": phases, "updates": 1}  # 7
 
 
 def test_limit_fraction():
@@ -103,6 +117,6 @@ def test_a_script_beside_a_reference(name, tmp_path):
         assert row["commit"] and row["command"] == f"python algos/{name}.py {ROWS[name]['flags']}"
     for row in rows:
         assert float(row["steps_per_second"]) == pytest.approx(int(row["steps"]) / float(row["seconds"]))
-        assert row["precision"] == "fp32" and row["hardware"]
+        assert row["precision"] == ("fp32" if row["commit"] else "") and row["hardware"]
     for word in ("counter", "environments", "inference", "update", "evaluation", "rest", "bare network"):
         assert word in done.stdout
