@@ -5,6 +5,7 @@ python benchmark/collect.py MDPO=runs/<folder> PPO=runs/<folder> --out benchmark
 
 import csv
 import json
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -54,8 +55,9 @@ def rows_of(method, folder, args):
         fail(f"{folder} has none of {' '.join(args.keys)}")
     hardware, packages, (program, *flags) = about["hardware"], about["packages"], about["command"]
     ours = Path("algos", Path(program).name)
+    command = shlex.join(["python", str(ours) if (ROOT / ours).exists() else program, *flags])
     source = {
-        "command": shlex.join(["python", str(ours) if (ROOT / ours).exists() else program, *flags]),
+        "command": re.sub(r" --runs-dir[ =]\S+", "", command),  # a path on the machine it ran on
         "commit": about["commit"],
         "packages": " ".join(f"{name}=={packages[name]}" for name in PACKAGES if name in packages),
         "hardware": f"{hardware['gpu'] or 'no GPU'}, {hardware['cores']} cores {hardware['cpu']}",

@@ -33,7 +33,7 @@ def folders(tmp_path):
         folder = tmp_path / f"run{seed}"
         folder.mkdir()
         about = {
-            "command": [program, "--seed", str(seed)],
+            "command": [program, "--runs-dir", "/home/me", "--seed", str(seed)],
             "args": {"env_id": "maze", "seed": seed},
             "commit": "c0ffee",
         }
