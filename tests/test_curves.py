@@ -29,11 +29,11 @@ def run(module, monkeypatch, *flags):
 @pytest.fixture
 def folders(tmp_path):
     """Two runs of a script of ours and one of somebody else's, with returns that say which is which."""
-    for seed, (program, steps) in enumerate((("/home/me/mdpo.py", 3), ("mdpo.py", 2), ("other.py", 3))):
+    for seed, (program, steps) in enumerate((("elsewhere/mdpo.py", 3), ("mdpo.py", 2), ("other.py", 3))):
         folder = tmp_path / f"run{seed}"
         folder.mkdir()
         about = {
-            "command": [program, "--runs-dir", "/home/me", "--seed", str(seed)],
+            "command": [program, "--runs-dir", "elsewhere", "--seed", str(seed)],
             "args": {"env_id": "maze", "seed": seed},
             "commit": "c0ffee",
         }
