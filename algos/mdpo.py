@@ -82,15 +82,16 @@ class Args:
     eval_every: int = 163_840  # steps between evaluations on unseen and on training levels (0: never)
     eval_episodes: int = 128  # episodes an evaluation, agent and set of levels
     final_eval_episodes: int = 128  # episodes of the last evaluation
-    eval_seed: int = 42  # draws the evaluated levels, the same ones each time. Reference code: main.py:115
+    eval_seed: int = 42  # draws the evaluated levels, the same ones each time
 
     env_id: str = "bigfish"  # one of the 16 Procgen games, or an EnvPool id such as BigfishHard-v0
     distribution_mode: Literal["easy", "hard"] = "hard"  # difficulty of the levels (an EnvPool id has its own)
     num_levels: int = -1  # training levels (-1: 500 in hard mode, 200 in easy; 0: all there are)
     start_level: int = 0  # first training level
-    # Paper: appendix C, Table 2, from here on; what it leaves open is marked.
-    total_timesteps: int = 50_000_000  # steps of each agent, rounded up to whole rollouts
-    num_envs: int = 64  # N, parallel environments of each agent
+    # Paper: appendix C, Table 2, from here on. Reference code, where it is silent: norm_adv trainer.py:51-53,
+    # clip_vloss trainer.py:88-100, max_grad_norm main.py:34; and eval_seed main.py:115.
+    total_timesteps: int = 50_000_000  # steps an agent, rounded up to whole rollouts
+    num_envs: int = 64  # N, parallel environments an agent
     num_steps: int = 256  # T, steps of a rollout
     num_minibatches: int = 8  # minibatches an epoch
     update_epochs: int = 3  # epochs a rollout
@@ -98,15 +99,15 @@ class Args:
     distill_coef: float = 1.0  # alpha, weight of the KL to the peer (0: the agents never meet)
     policy_loss: Literal["ppo", "spo"] = "ppo"  # clipped surrogate, or Simple Policy Optimization's quadratic penalty
     learning_rate: float = 5e-4  # Adam
-    anneal_lr: bool = False  # learning rate falls linearly to 0 (off: as in the paper)
+    anneal_lr: bool = False  # learning rate falls linearly to 0
     gamma: float = 0.999  # discount
     gae_lambda: float = 0.95  # GAE's lambda
-    norm_adv: bool = True  # normalise advantages over each minibatch. Reference code: trainer.py:51-53
+    norm_adv: bool = True  # normalise advantages over each minibatch
     clip_coef: float = 0.2  # epsilon of the policy and of the value loss
-    clip_vloss: bool = True  # clip the value loss too. Reference code: trainer.py:88-100
+    clip_vloss: bool = True  # clip the value loss too
     ent_coef: float = 0.01  # c2, entropy bonus
     vf_coef: float = 0.5  # c1, value loss (which holds another 0.5)
-    max_grad_norm: float = 0.5  # global norm of each agent's gradient. Reference code: main.py:34
+    max_grad_norm: float = 0.5  # greatest global norm of an agent's gradient
 
 
 # ---- 3. Environments ----
@@ -247,7 +248,7 @@ class Residual(nn.Module):
 
 
 def orthogonal(layer, gain):
-    """The layer with orthogonal weights and no bias. Reference code: agent.py:19-22."""
+    """The layer with orthogonal weights and no bias."""
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
     return layer
@@ -307,7 +308,7 @@ def agent_loss(agent, peer, batch, args):
 
 # ---- 6. Losses, targets, replay ----
 def clipped_policy_loss(log_probs, old_log_probs, advantages, clip_coef):
-    """Negative clipped surrogate. [B], [B], [B], float -> []. Paper: eq. 17."""
+    """Negative clipped surrogate. [B], [B], [B], float -> []. Paper: PPO, arXiv:1707.06347, eq. 7."""
     ratio = (log_probs - old_log_probs).exp()
     return -torch.min(ratio * advantages, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantages).mean()
 
@@ -328,7 +329,7 @@ def clipped_value_loss(values, old_values, returns, clip_coef):
 
 
 def compute_gae(rewards, values, dones, last_values, gamma, gae_lambda):
-    """Advantages and returns, [T, N] each; dones[t]: the episode ended with step t. Paper: GAE, eq. 11 and 12."""
+    """GAE's advantages, and returns, [T, N] each; dones[t]: the episode ended with step t. Paper: arXiv:1506.02438."""
     advantages, running = torch.zeros_like(rewards), torch.zeros_like(last_values)
     for t in reversed(range(len(rewards))):
         next_values = last_values if t == len(rewards) - 1 else values[t + 1]
@@ -340,7 +341,7 @@ def compute_gae(rewards, values, dones, last_values, gamma, gae_lambda):
 class RewardNormaliser:
     """Divides rewards by the running standard deviation of the discounted return, then clips them to +-10.
 
-    Reference code: gym 0.23.1's NormalizeReward, and main.py:48 for the clip.
+    Reference code: gym 0.23.1's NormalizeReward; the clip is baselines' VecNormalize's and MDPO's (main.py:48).
     """
 
     def __init__(self, num_envs, gamma):

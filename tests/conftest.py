@@ -28,6 +28,13 @@ ROWS = {
         " --num-minibatches 2 --update-epochs 1 --exact-every 32 --eval-every 32 --eval-episodes 2"
         " --final-eval-episodes 4 --no-cuda",
     },
+    "ppo_netrand": {
+        "args": {"total_timesteps": 32, "num_envs": 2, "num_steps": 8, "num_minibatches": 2, "update_epochs": 2}
+        | {"exact_every": 16, "eval_every": 16, "eval_episodes": 4, "final_eval_episodes": 4, "mc_samples": 2}
+        | {"cuda": False},
+        "flags": "--plain-look --total-timesteps 64 --num-envs 4 --num-steps 8 --num-minibatches 2 --update-epochs 1"
+        " --exact-every 32 --eval-every 32 --eval-episodes 2 --final-eval-episodes 4 --mc-samples 2 --no-cuda",
+    },
 }
 
 
