@@ -111,7 +111,7 @@ class Args:
 
 
 # ---- 3. Environments ----
-# (least, greatest) return in easy and in hard mode, for normalised returns. Paper: Procgen (Cobbe et al. 2020), app. C.
+# (least, greatest) return in easy and in hard mode, for normalised returns. Reference code: train-procgen constants.py.
 PROCGEN_RETURNS = {
     "bigfish": ((1, 40), (0, 40)),
     "bossfight": ((0.5, 13), (0.5, 13)),
@@ -901,17 +901,18 @@ def fail(message):
     sys.exit(2)
 
 
-def main():
-    args = tyro.cli(Args)
+def main(flags=None, make_envs=make_envs, make_agent=Agent):
+    """The command line. flags: instead of the program's own; the factories are train's."""
+    args = tyro.cli(Args, args=flags)
     if not (args.resume or args.evaluate):
-        return train(args)
+        return train(args, make_envs, make_agent)
     if args.resume and args.evaluate:
         fail("--resume and --evaluate: one of them")
     state = load_checkpoint(args.resume or args.evaluate)
     free = {"resume", "evaluate", "total_timesteps", "save_minutes", "cuda", "cuda_required", "cuda_graphs", "track"}
     free |= {"eval_seed", "eval_every", "eval_episodes", "final_eval_episodes", "wandb_project_name", "wandb_entity"}
     try:
-        args = tyro.cli(Args, default=Args(**state["args"] | {"resume": None, "evaluate": None}))
+        args = tyro.cli(Args, args=flags, default=Args(**state["args"] | {"resume": None, "evaluate": None}))
     except TypeError as error:
         fail(f"the checkpoint is of another version of this script: {error}")
     if args.precision == "auto":
@@ -920,9 +921,10 @@ def main():
         if getattr(args, name) != state["args"][name]:
             fail(f"--{name.replace('_', '-')} is {state['args'][name]} in that run and stays so")
     if args.resume:
-        return train(args)
+        return train(args, make_envs, make_agent)
     check(args)
-    table = compare(load_agents(args, state), args, make_envs, args.final_eval_episodes)
+    agents = load_agents(args, state, make_envs, make_agent)
+    table = compare(agents, args, make_envs, args.final_eval_episodes)
     report(table, state["step"], checkpoint_path(args.evaluate).parent)
 
 

@@ -10,9 +10,9 @@ A feature-matching loss ties what it sees then to what it sees without: what sur
 
 Paper: Lee et al. 2020, Network Randomization: A Simple Technique for Generalization in Deep Reinforcement Learning.
 Checked against github.com/pokaxpoka/netrand (8388251), losses and gradients; its Procgen settings: kaixin96/mixreg.
-Deviations: Procgen, whose sprites have two looks to hold apart (--plain-look), where the paper splits old CoinRun's
-themes; reward normalisation and constant rates, as on Procgen always (--no-norm-reward --anneal-lr --anneal-clip for
-CoinRun's); PyTorch's initialisation and pooling; the velocity box is spared whole, 13 x 26 pixels, not 12 x 24.
+Deviations: Procgen, whose CoinRun has a plain and a full look (--plain-look), where the authors split old CoinRun's
+themes; their --no-norm-reward --anneal-lr --anneal-clip --num-envs 32 are off, as in ports to Procgen; initialisation,
+pooling and Adam's epsilon are PyTorch's; the velocity box is spared whole, 13 x 26 pixels, not 12 x 24.
 
     python algos/ppo_netrand.py --env-id coinrun                            # the paper's CoinRun: hard, 500 levels
     python algos/ppo_netrand.py --env-id coinrun --plain-look               # trained on one look, judged on all
@@ -98,7 +98,7 @@ class Args:
     fm_coef: float = 0.002  # beta, weight of the feature-matching loss
     keep_vel_info: bool = True  # the random convolution leaves a painted velocity box as it is
     mc_samples: int = 10  # M, random kernels that the last evaluation averages over as well (0: clean policy alone)
-    # Reference code: PPO's settings, config.py:56-61 and train_random.py:43-49.
+    # Reference code: PPO's settings, config.py:56-61, train_random.py:43-49 and random_ppo2.py:79-82, 149-153 and 287.
     num_envs: int = 64  # N, parallel environments an agent
     num_steps: int = 256  # T, steps of a rollout
     num_minibatches: int = 8  # minibatches an epoch
@@ -118,7 +118,7 @@ class Args:
 
 
 # ---- 3. Environments ----
-# (least, greatest) return in easy and in hard mode, for normalised returns. Paper: Procgen (Cobbe et al. 2020), app. C.
+# (least, greatest) return in easy and in hard mode, for normalised returns. Reference code: train-procgen constants.py.
 PROCGEN_RETURNS = {
     "bigfish": ((1, 40), (0, 40)),
     "bossfight": ((0.5, 13), (0.5, 13)),
@@ -217,7 +217,7 @@ def import_envpool():
 
 # ---- 4. Networks ----
 class Agent(nn.Module):
-    """IMPALA encoder, policy head, value head: 626,256 parameters on Procgen. Reference code: policies.py:212-350."""
+    """IMPALA encoder, policy head, value head: 626,256 parameters on Procgen. Reference code: policies.py:212-355."""
 
     def __init__(self, envs, args):
         super().__init__()
@@ -535,7 +535,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     # Tensors, so that captured calls see them change; epsilon in double precision, which rounds like a constant.
     rate = torch.tensor(args.learning_rate, device=device)
     clip_coef = torch.tensor(args.clip_coef, device=device, dtype=torch.float64)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=rate, eps=1e-5, fused=True)  # Reference code: line 130
+    optimizer = torch.optim.Adam(agent.parameters(), lr=rate, eps=1e-5, fused=True)
     parts = {"optimizer": optimizer, "player": player, "shuffle_rng": shuffle_rng, "kernel_rng": kernel_rng}
     parts["torch_rng"] = torch.default_generator
     batch_size, updates = args.num_envs * args.num_steps, args.update_epochs * args.num_minibatches
@@ -954,10 +954,11 @@ def fail(message):
 
 
 # Modified from mdpo.py: one agent, and --mc-samples may change when it is evaluated.
-def main():
-    args = tyro.cli(Args)
+def main(flags=None, make_envs=make_envs, make_agent=Agent):
+    """The command line. flags: instead of the program's own; the factories are train's."""
+    args = tyro.cli(Args, args=flags)
     if not (args.resume or args.evaluate):
-        return train(args)
+        return train(args, make_envs, make_agent)
     if args.resume and args.evaluate:
         fail("--resume and --evaluate: one of them")
     state = load_checkpoint(args.resume or args.evaluate)
@@ -965,7 +966,7 @@ def main():
     free |= {"eval_seed", "eval_every", "eval_episodes", "final_eval_episodes", "wandb_project_name", "wandb_entity"}
     free |= {"mc_samples"}
     try:
-        args = tyro.cli(Args, default=Args(**state["args"] | {"resume": None, "evaluate": None}))
+        args = tyro.cli(Args, args=flags, default=Args(**state["args"] | {"resume": None, "evaluate": None}))
     except TypeError as error:
         fail(f"the checkpoint is of another version of this script: {error}")
     if args.precision == "auto":
@@ -974,9 +975,10 @@ def main():
         if getattr(args, name) != state["args"][name]:
             fail(f"--{name.replace('_', '-')} is {state['args'][name]} in that run and stays so")
     if args.resume:
-        return train(args)
+        return train(args, make_envs, make_agent)
     check(args)
-    table = compare(load_agent(args, state), args, make_envs, args.final_eval_episodes, args.mc_samples)
+    agent = load_agent(args, state, make_envs, make_agent)
+    table = compare(agent, args, make_envs, args.final_eval_episodes, args.mc_samples)
     report(table, state["step"], checkpoint_path(args.evaluate).parent)
 
 

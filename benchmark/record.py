@@ -24,7 +24,7 @@ import tyro
 class Args:
     checkpoint: tyro.conf.Positional[str]  # run folder or checkpoint
     out: str | None = None  # .mp4 or .gif (default: episodes.mp4 beside the checkpoint)
-    split: Literal["test", "train"] = "test"  # unseen or training levels
+    split: Literal["test", "train", "full_look"] = "test"  # unseen levels, or training ones (ppo_netrand.py: two looks)
     agent: int = 1  # which agent of the checkpoint plays, from 1
     seed: int = 0  # draws the levels and the actions
     rows: int = 3  # of the grid
@@ -44,7 +44,8 @@ def main():
     out = Path(args.out) if args.out else script.checkpoint_path(args.checkpoint).parent / "episodes.mp4"
     if out.suffix not in (".mp4", ".gif") or not out.parent.is_dir():
         script.fail(f"--out {out}: an .mp4 or .gif file in a folder that exists")
-    agents = script.load_agents(script_args, state)
+    one = hasattr(script, "load_agent")  # in mdpo.py there may be two
+    agents = [script.load_agent(script_args, state)] if one else script.load_agents(script_args, state)
     if not 1 <= args.agent <= len(agents):
         script.fail(f"--agent {args.agent}: the checkpoint holds {len(agents)}")
     script_args = dataclasses.replace(script_args, num_envs=args.rows * args.columns, seed=args.seed)

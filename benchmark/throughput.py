@@ -201,7 +201,8 @@ def inside(args):
     script.Captured.__call__ = lambda self, *inputs: by_phase[phase[bool(self.parts)]](self, *inputs)
     with tempfile.TemporaryDirectory() as runs_dir:
         total = (1 + args.iterations) * batch_size
-        agents = script.train(replace(run_args, runs_dir=runs_dir, total_timesteps=total), make_envs)
+        trained = script.train(replace(run_args, runs_dir=runs_dir, total_timesteps=total), make_envs)
+        agents = trained if isinstance(trained, list) else [trained]
         about = json.loads(next(Path(runs_dir).glob("*/args.json")).read_text())
     hardware, packages = about["hardware"], about["packages"]
     about = {
@@ -269,11 +270,15 @@ def limit_seconds(script, agents, args):
     slices = images.split(script.CPU_BATCH if device.type == "cpu" else size)
     optimizer = torch.optim.Adam(itertools.chain(*(agent.parameters() for agent in agents)), lr=1e-6, fused=True)
     networks = agents if getattr(args, "distill_coef", 0) > 0 else agents[:1]
+    matching = getattr(args, "netrand", False) and args.fm_coef > 0
 
     def step():
         optimizer.zero_grad()
         for _, obs in itertools.product(agents, slices):
             sum(output.square().mean() for network in networks for output in network(obs)).backward()
+            if matching:  # the features that others are matched to need no gradient
+                with torch.no_grad():
+                    networks[0](obs)
         optimizer.step()
 
     seconds = []

@@ -32,7 +32,8 @@ ROWS = {
         "args": {"total_timesteps": 32, "num_envs": 2, "num_steps": 8, "num_minibatches": 2, "update_epochs": 2}
         | {"exact_every": 16, "eval_every": 16, "eval_episodes": 4, "final_eval_episodes": 4, "mc_samples": 2}
         | {"cuda": False},
-        "flags": "--plain-look --total-timesteps 64 --num-envs 4 --num-steps 8 --num-minibatches 2 --update-epochs 1"
+        "flags": "--env-id bossfight --distribution-mode easy --plain-look --total-timesteps 64 --num-envs 4"
+        " --num-steps 8 --num-minibatches 2 --update-epochs 1"
         " --exact-every 32 --eval-every 32 --eval-episodes 2 --final-eval-episodes 4 --mc-samples 2 --no-cuda",
     },
 }
@@ -85,21 +86,41 @@ class ScriptedEnvs:
 
 
 class TinyAgent(nn.Module):
-    """The smallest network with the interface of mdpo.py's Agent, for tests of everything around the network."""
+    """The smallest network with the interface of the PPO scripts' Agents, for tests of everything around it."""
 
     def __init__(self, envs, args):
         super().__init__()
-        self.pool = nn.AdaptiveAvgPool2d(4)
-        self.actor = nn.Linear(48, int(envs.single_action_space.n))
-        self.critic = nn.Linear(48, 1)
+        self.body = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 16), nn.ReLU())
+        self.actor = nn.Linear(16, int(envs.single_action_space.n))
+        self.critic = nn.Linear(16, 1)
 
-    def forward(self, obs):
-        hidden = self.pool(obs.float() / 255).flatten(1)
+    def features(self, obs, kernel=None):
+        pixels = obs.float() / 255
+        return self.body(pixels if kernel is None else nn.functional.conv2d(pixels, kernel, padding=1))
+
+    def heads(self, hidden):
         return self.actor(hidden), self.critic(hidden).squeeze(-1)
+
+    def forward(self, obs, kernel=None):
+        return self.heads(self.features(obs, kernel))
+
+
+AGENTS = {"mdpo": TinyAgent, "ppo_netrand": TinyAgent}  # the smallest network of a script, where its own is slow
+
+
+def make_agent_of(script):
+    return AGENTS.get(script.__name__, script.Agent)
+
+
+def agents_of(script, state, make_agent=None):
+    """The agents of a checkpoint's state."""
+    seams = script.Args(**state["args"]), state, ScriptedEnvs, make_agent or script.Agent
+    return script.load_agents(*seams) if hasattr(script, "load_agents") else [script.load_agent(*seams)]
 
 
 def weights(agents):
-    """All parameters and buffers of some agents in one vector."""
+    """All parameters and buffers of an agent, or of some, in one vector."""
+    agents = agents if isinstance(agents, list) else [agents]
     return torch.cat([value.flatten().double() for agent in agents for value in agent.state_dict().values()])
 
 

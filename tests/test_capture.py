@@ -8,12 +8,15 @@ import contextlib
 
 import pytest
 import torch
-from conftest import SCRIPTS, ScriptedEnvs, TinyAgent, load, replace, tiny_args, weights
+from conftest import SCRIPTS, ScriptedEnvs, load, make_agent_of, replace, tiny_args, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 CAPTURING = [name for name in SCRIPTS if hasattr(load(name), "Captured")]
-AGENTS = {"mdpo": TinyAgent}  # the smallest network of a script, where its own is slow
+CHANGING = {  # what of a script changes from one iteration to the next
+    "mdpo": {"anneal_lr": True},
+    "ppo_netrand": {"anneal_lr": True, "anneal_clip": True, "clean_prob": 0.5, "total_timesteps": 64},
+}
 
 
 class StandIn(TorchDispatchMode):
@@ -84,21 +87,28 @@ def captured_script(script, graphs, monkeypatch):
 
 
 def trained(script, args):
-    return weights(script.train(args, ScriptedEnvs, AGENTS.get(script.__name__, script.Agent)))
+    return weights(script.train(args, ScriptedEnvs, make_agent_of(script)))
 
 
 # ---- The stand-in can fail ----
-def doubled_in_python(x, state={"factor": 1.0}):  # noqa: B006
-    state["factor"] *= 2
-    return (x * state["factor"],)
+def doubled_in_python():
+    """A function whose factor doubles at each call."""
+    state = {"factor": 1.0}
+
+    def call(x):
+        state["factor"] *= 2
+        return (x * state["factor"],)
+
+    return call
 
 
-def doubled_on_the_device(x, factor=torch.ones(())):  # noqa: B008
-    return (x * factor.mul_(2),)
+def doubled_on_the_device():
+    factor = torch.ones(())
+    return lambda x: (x * factor.mul_(2),)
 
 
 def test_what_python_computes_is_frozen_and_what_the_device_computes_is_not(script, graphs):
-    frozen, alive = (script.Captured(function, True) for function in (doubled_in_python, doubled_on_the_device))
+    frozen, alive = (script.Captured(made(), True) for made in (doubled_in_python, doubled_on_the_device))
     x = torch.ones(3)
     assert frozen(x)[0].tolist() == frozen(x)[0].tolist() == [16.0] * 3  # three calls to warm up and one to record
     assert 2 * alive(x)[0][0] == alive(x)[0][0]
@@ -156,9 +166,9 @@ def test_warming_up_is_undone(script, graphs, steps_before):
 
 # ---- Training ----
 def test_captured_training_is_eager_training(captured_script, tmp_path):
-    """The same weights bit for bit, with a learning rate that falls, and across a resume."""
-    script, changes = captured_script, {"anneal_lr": True} if captured_script.__name__ == "mdpo" else {}
-    args = tiny_args(script.__name__, tmp_path / "captured", eval_every=0, **changes)
+    """The same weights bit for bit, whatever changes from one iteration to the next."""
+    script = captured_script
+    args = tiny_args(script.__name__, tmp_path / "captured", eval_every=0, **CHANGING.get(script.__name__, {}))
     args = replace(args, total_timesteps=2 * args.total_timesteps)
     captured = trained(script, args)
     assert Graph.replays > 10
@@ -169,7 +179,8 @@ def test_captured_training_is_eager_training(captured_script, tmp_path):
 
 def test_a_captured_run_resumes_exactly(captured_script, tmp_path):
     script = captured_script
-    args = tiny_args(script.__name__, tmp_path / "whole", eval_every=0)
+    changes = {key: value for key, value in CHANGING.get(script.__name__, {}).items() if "anneal" not in key}
+    args = tiny_args(script.__name__, tmp_path / "whole", eval_every=0, **changes)
     whole = trained(script, replace(args, total_timesteps=2 * args.total_timesteps))
     trained(script, replace(args, runs_dir=str(tmp_path / "part")))
     (part,) = (tmp_path / "part").iterdir()

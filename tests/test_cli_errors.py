@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROWS, SCRIPTS, ScriptedEnvs, TinyAgent, load, tiny_args
 
-PROCGEN = ["mdpo"]  # the scripts that draw with EnvPool's Procgen
+PROCGEN = ["mdpo", "ppo_netrand"]  # the scripts that draw with EnvPool's Procgen
 GAMES = "bigfish bossfight caveflyer chaser climber coinrun dodgeball fruitbot heist jumper leaper maze miner ninja"
 GAMES += " plunder starpilot"
 
@@ -81,7 +81,23 @@ ONE_SCRIPT = {
         ("--resume @/run --num-envs 4", "--num-envs is 2 in that run and stays so"),
         ("--resume @/run --num-agents 1", "--num-agents is 2 in that run and stays so"),
         ("--resume @/run --eval-episodes 3", "--eval-episodes 3: not a multiple of the 2 environments"),
-    ]
+    ],
+    "ppo_netrand": [
+        ("--env-id coinrum", "--env-id coinrum: no such game, coinrun is nearest of " + GAMES),
+        ("--plain-look --distribution-mode easy", "--plain-look: easy coinrun has one theme anyway"),
+        ("--plain-look --env-id CoinrunEasy-v0", "--plain-look: easy coinrun has one theme anyway"),
+        ("--plain-look --env-id maze", "--plain-look and --paint-vel-info: maze has no velocity to paint"),
+        ("--paint-vel-info --env-id HeistHard-v0", "--plain-look and --paint-vel-info: heist has no velocity"),
+        ("--clean-prob 1.1", "--clean-prob 1.1: from 0 to 1"),
+        ("--clean-prob -0.1", "--clean-prob -0.1: from 0 to 1"),
+        ("--fm-coef -1", "--fm-coef -1.0: from"),
+        ("--mc-samples -1", "--mc-samples -1: from"),
+        ("--num-minibatches 3", "--num-minibatches 3: does not cut 16384 steps into equal parts of two or more"),
+        ("--num-steps 1000000000", "--num-envs x --num-steps: "),
+        ("--final-eval-episodes 65", "--final-eval-episodes 65: not a multiple of the 64 environments"),
+        ("--resume @/run --clean-prob 0.9", "--clean-prob is 0.1 in that run and stays so"),
+        ("--resume @/run --no-netrand", "--netrand is True in that run and stays so"),
+    ],
 }
 CASES = [(name, *case) for name in SCRIPTS for case in EVERY_SCRIPT + ONE_SCRIPT.get(name, [])]
 # What may differ in a resumed run, besides --total-timesteps and --cuda.
@@ -122,13 +138,11 @@ def call(monkeypatch, runs, tmp_path):
     """Calls a script's `main` with some flags, in an empty folder, without a GPU and without W&B."""
 
     def call_main(script, flags, make_envs=Unstepped):
-        train = script.train
-        monkeypatch.setattr(script, "train", lambda args: train(args, make_envs, TinyAgent))
         monkeypatch.setattr(sys, "argv", [script.__file__, *flags.replace("@", str(runs[script.__name__])).split()])
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         monkeypatch.setitem(sys.modules, "wandb", None)
         monkeypatch.chdir(tmp_path)
-        script.main()
+        script.main(make_envs=make_envs, make_agent=TinyAgent)
 
     return call_main
 

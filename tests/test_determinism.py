@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 import torch
 import tyro
-from conftest import ROWS, SCRIPTS, ScriptedEnvs, TinyAgent, load, replace, tiny_args, weights
+from conftest import ROWS, SCRIPTS, ScriptedEnvs, TinyAgent, agents_of, load, make_agent_of, replace, tiny_args, weights
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-AGENTS = {"mdpo": TinyAgent}  # the smallest network of a script, where its own is slow
 PROCGEN = [name for name in SCRIPTS if hasattr(load(name), "PROCGEN_RETURNS")]
 
 
 def trained(script, runs_dir, make_envs=ScriptedEnvs, **changes):
     """The weights that training on scripted environments ends with."""
     args = tiny_args(script.__name__, runs_dir, **changes)
-    return weights(script.train(args, make_envs, AGENTS.get(script.__name__, script.Agent)))
+    return weights(script.train(args, make_envs, make_agent_of(script)))
 
 
 # ---- Seeds ----
@@ -54,8 +53,7 @@ def start(script, runs_dir, hash_seed, *flags):
 def saved(script, runs_dir):
     """The weights in the last checkpoint of the one run there is."""
     (path,) = Path(runs_dir).glob("*/checkpoint.pt")
-    state = script.load_checkpoint(path)
-    return weights(script.load_agents(script.Args(**state["args"]), state, ScriptedEnvs))
+    return weights(agents_of(script, script.load_checkpoint(path)))
 
 
 # ---- Watching a run ----

@@ -44,15 +44,20 @@ class FourSteps:
 
 
 class Reader(nn.Module):
-    """Takes the first pixel for the value; its policy is uniform."""
+    """Takes the first pixel for the value, whatever the kernel; its policy is uniform."""
 
     def __init__(self, envs, args):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
 
-    def forward(self, obs):
-        pixel = obs[:, 0, 0, 0].float() * self.scale
-        return torch.zeros(len(obs), 5) * self.scale, pixel
+    def features(self, obs, kernel=None):
+        return obs[:, 0, 0, 0].float() * self.scale
+
+    def heads(self, hidden):
+        return torch.zeros(len(hidden), 5) * self.scale, hidden
+
+    def forward(self, obs, kernel=None):
+        return self.heads(self.features(obs, kernel))
 
 
 def metrics(folder):
@@ -60,36 +65,45 @@ def metrics(folder):
         return [(int(row["step"]), row["key"], float(row["value"])) for row in csv.DictReader(file)]
 
 
-@pytest.fixture
-def mdpo(monkeypatch):
-    """mdpo.py with rewards left as they are."""
-    module = load("mdpo")
+@pytest.fixture(params=["mdpo", "ppo_netrand"])
+def ppo(request, monkeypatch):
+    """A PPO script with rewards left as they are."""
+    module = load(request.param)
     monkeypatch.setattr(module.RewardNormaliser, "__call__", lambda self, rewards, dones: rewards)
     return module
 
 
-def four_steps(tmp_path, **changes):
+def agents_in(script):
+    """How many agents the script trains."""
+    return getattr(script.Args(), "num_agents", 1)
+
+
+def four_steps(script, tmp_path, **changes):
     settings = {"num_envs": 2, "num_steps": 4, "num_minibatches": 1, "update_epochs": 1, "gamma": 0.5, "eval_every": 0}
     settings |= {"gae_lambda": 0.5, "total_timesteps": 8, "exact_every": 0, "learning_rate": 0.0}
-    return tiny_args("mdpo", tmp_path, **settings | changes)
+    return tiny_args(script.__name__, tmp_path, **settings | changes)
 
 
-def test_compute_gae_by_hand():
+def test_compute_gae_by_hand(ppo):
     tables = (torch.as_tensor(table).float() for table in (REWARDS, SEEN[:4], DONES))
-    advantages, returns = load("mdpo").compute_gae(*tables, torch.tensor([4.0, 2.0]), gamma=0.5, gae_lambda=0.5)
+    advantages, returns = ppo.compute_gae(*tables, torch.tensor([4.0, 2.0]), gamma=0.5, gae_lambda=0.5)
     assert advantages.tolist() == ADVANTAGES.tolist()
     assert returns.tolist() == RETURNS.tolist()
 
 
-def test_the_rollout_holds_real_transitions_and_hand_made_targets(mdpo, monkeypatch, tmp_path):
-    batches, update, rollouts, gae = [], mdpo.update, [], mdpo.compute_gae
-    monkeypatch.setattr(
-        mdpo, "update", lambda agents, opt, batch, args: batches.extend(batch) or update(agents, opt, batch, args)
-    )
-    monkeypatch.setattr(mdpo, "compute_gae", lambda *inputs: rollouts.append(inputs) or gae(*inputs))
+def test_the_rollout_holds_real_transitions_and_hand_made_targets(ppo, monkeypatch, tmp_path):
+    batches, update, rollouts, gae = [], ppo.update, [], ppo.compute_gae
+
+    def recorded(*inputs):
+        *_, batch, _ = inputs  # of one agent, or a list of theirs
+        batches.extend(batch if isinstance(batch, list) else [batch])
+        return update(*inputs)
+
+    monkeypatch.setattr(ppo, "update", recorded)
+    monkeypatch.setattr(ppo, "compute_gae", lambda *inputs: rollouts.append(inputs) or gae(*inputs))
     monkeypatch.setattr(torch, "randperm", lambda n, generator: torch.arange(n))
-    mdpo.train(four_steps(tmp_path), FourSteps, Reader)
-    assert len(batches) == len(rollouts) == 2  # one minibatch, two agents
+    ppo.train(four_steps(ppo, tmp_path), FourSteps, Reader)
+    assert len(batches) == len(rollouts) == agents_in(ppo)  # one minibatch
     for batch, (rewards, values, dones, *_) in zip(batches, rollouts, strict=True):
         assert rewards.tolist() == REWARDS.tolist()
         assert dones.tolist() == DONES.tolist()
@@ -100,29 +114,29 @@ def test_the_rollout_holds_real_transitions_and_hand_made_targets(mdpo, monkeypa
         assert batch["log_probs"].tolist() == pytest.approx([-np.log(5)] * 8)
 
 
-def test_whole_episodes_are_counted_once(mdpo, tmp_path):
+def test_whole_episodes_are_counted_once(ppo, tmp_path):
     """Two rollouts: environment 0 plays 1, 2+0+1, environment 1 plays 3, 1+0+3; the unfinished ones do not count."""
-    mdpo.train(four_steps(tmp_path, total_timesteps=16), FourSteps, Reader)
+    ppo.train(four_steps(ppo, tmp_path, total_timesteps=16), FourSteps, Reader)
     rows = metrics(tmp_path)
     assert (8, "charts/episodic_return", (1 + 3) / 2) in rows
     assert (8, "charts/episodic_length", (2 + 3) / 2) in rows
     assert (16, "charts/episodic_return", (1 + 3 + 3 + 4) / 4) in rows
     assert (16, "charts/episodic_length", (2 + 3 + 4 + 4) / 4) in rows
-    assert (16, "charts/frames", 32.0) in rows
+    assert (16, "charts/frames", 16.0 * agents_in(ppo)) in rows
 
 
-def test_fresh_environments_cut_episodes_without_counting_them(mdpo, monkeypatch, tmp_path):
+def test_fresh_environments_cut_episodes_without_counting_them(ppo, monkeypatch, tmp_path):
     """With an exact checkpoint after each rollout, the episodes that it cuts are bootstrapped and never counted."""
     restarts, returns = [], []
-    gae = mdpo.compute_gae
-    monkeypatch.setattr(mdpo, "compute_gae", lambda *inputs: returns.append(gae(*inputs)[1]) or gae(*inputs))
+    gae = ppo.compute_gae
+    monkeypatch.setattr(ppo, "compute_gae", lambda *inputs: returns.append(gae(*inputs)[1]) or gae(*inputs))
 
     def make_envs(args, split, restart=0):
         restarts.append(restart)
         return FourSteps(args, split, restart)
 
-    mdpo.train(four_steps(tmp_path, total_timesteps=16, exact_every=8), make_envs, Reader)
-    assert restarts == [0, 0, 1, 1, 2, 2]
+    ppo.train(four_steps(ppo, tmp_path, total_timesteps=16, exact_every=8), make_envs, Reader)
+    assert restarts == sorted([0, 1, 2] * agents_in(ppo))
     assert all(table.tolist() == RETURNS.tolist() for table in returns)
     assert (16, "charts/episodic_return", (1 + 3 + 1 + 3) / 4) in metrics(tmp_path)
 
@@ -141,18 +155,16 @@ class UnequalEpisodes(FourSteps):
         return self.observe(SEEN[0]), np.where(done, [1, 2], 0).astype(np.float32), done, np.zeros(2, dtype=bool), {}
 
 
-def test_evaluation_counts_the_same_number_of_episodes_of_each_environment(tmp_path):
+def test_evaluation_counts_the_same_number_of_episodes_of_each_environment(ppo, tmp_path):
     """Six episodes, three of each environment: 1 1 1 and 2 2 2. The first six to finish would be 1 1 1 1 2 1."""
-    mdpo, args = load("mdpo"), four_steps(tmp_path)
-    returns = mdpo.evaluate(Reader(None, None), args, UnequalEpisodes, "test", 6)
+    returns = ppo.evaluate(Reader(None, None), four_steps(ppo, tmp_path), UnequalEpisodes, "test", 6)
     assert returns.tolist() == [1, 1, 1, 2, 2, 2]
 
 
-def test_a_step_ends_one_episode_and_begins_the_next_on_real_procgen():
+def test_a_step_ends_one_episode_and_begins_the_next_on_real_procgen(ppo):
     """EnvPool left alone needs a step more at each end, with an action that does nothing; the rest is the same."""
-    mdpo = load("mdpo")
-    args = mdpo.Args(env_id="bigfish", distribution_mode="easy", num_envs=1)
-    ours, alone = mdpo.make_envs(args, "train"), mdpo.make_envs(args, "train").envs
+    args = ppo.Args(env_id="bigfish", distribution_mode="easy", num_envs=1)
+    ours, alone = ppo.make_envs(args, "train"), ppo.make_envs(args, "train").envs
     rng, ends, kept = np.random.default_rng(0), 0, []
     obs, alone_obs = ours.reset()[0], alone.reset()[0]
     for _ in range(300):

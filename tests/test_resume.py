@@ -17,17 +17,21 @@ import numpy as np
 import pytest
 import torch
 import tyro
-from conftest import ROWS, ScriptedEnvs, TinyAgent, load, replace, tiny_args, weights
+from conftest import ROWS, ScriptedEnvs, TinyAgent, agents_of, load, make_agent_of, replace, tiny_args, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+PPO = [name for name in ROWS if hasattr(load(name), "RewardNormaliser")]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-AGENTS = {"mdpo": TinyAgent}  # the smallest network of a script, where its own is slow
-VARIANTS = {"mdpo": [{}, {"anneal_lr": True}, {"num_agents": 1}]}  # what else of a script has to resume exactly
-ONE_UPDATE = {"mdpo": {"update_epochs": 1, "num_minibatches": 1}}  # a gradient's fault is not yet one of the next loss
-
-
-def make_agent_of(script):
-    return AGENTS.get(script.__name__, script.Agent)
+VARIANTS = {  # what else of a script has to resume exactly
+    "mdpo": [{}, {"anneal_lr": True}, {"num_agents": 1}],
+    "ppo_netrand": [
+        {"clean_prob": 0.5, "anneal_lr": True, "anneal_clip": True},
+        {"clean_prob": 1.0, "clean_mode": "identity", "norm_reward": False},
+        {"netrand": False},
+    ],
+}
+ONE_UPDATE = {"update_epochs": 1, "num_minibatches": 1}  # a gradient's fault is not yet one of the next loss
+ONE_UPDATE = dict.fromkeys(("mdpo", "ppo_netrand"), ONE_UPDATE)
 
 
 def go(script, args, make_envs=ScriptedEnvs):
@@ -154,8 +158,9 @@ def test_not_finite_names_what_is_not_at_any_depth(script, bad):
     assert script.not_finite(good | {"list": [1.0, (torch.ones(2), {"deep": bad})]}) == "list.1.1.deep"
 
 
-def test_reward_normaliser_goes_on_where_it_was(tmp_path):
-    rng, script = np.random.default_rng(1), load("mdpo")
+@pytest.mark.parametrize("name", PPO)
+def test_reward_normaliser_goes_on_where_it_was(name, tmp_path):
+    rng, script = np.random.default_rng(1), load(name)
     before, after = script.RewardNormaliser(3, 0.9), script.RewardNormaliser(3, 0.9)
     for _ in range(10):
         before(rng.random(3), rng.random(3) < 0.2)
@@ -166,8 +171,10 @@ def test_reward_normaliser_goes_on_where_it_was(tmp_path):
     assert np.array_equal([before(row, none) for row in rewards], [after(row, none) for row in rewards])
 
 
-def test_player_goes_on_where_it_was(tmp_path):
-    script, args = load("mdpo"), tiny_args("mdpo", tmp_path)
+@pytest.mark.parametrize("name", PPO)
+def test_player_goes_on_where_it_was(name, tmp_path):
+    script, args = load(name), tiny_args(name, tmp_path)
+    kind = [True] if name == "ppo_netrand" else []  # of the iteration: clean
 
     def made(seed):
         torch.manual_seed(seed)
@@ -178,9 +185,9 @@ def test_player_goes_on_where_it_was(tmp_path):
     for t in range(3):
         reward, done = np.array([1.0, 2.0]), np.array([t == 1, False])
         before.normaliser(reward, done)
-        before.count(reward, done)
+        before.count(reward, done, *kind)
     after.load_state_dict(through_file(before.state_dict(), tmp_path))
-    assert list(after.finished) == [(2.0, 2.0)]
+    assert list(after.finished[True] if kind else after.finished) == [(2.0, 2.0)]
     assert torch.equal(weights([before.agent]), weights([after.agent]))
     assert same(before.normaliser.state_dict(), after.normaliser.state_dict())
     assert torch.equal(torch.rand(3, generator=before.noise_rng), torch.rand(3, generator=after.noise_rng))
@@ -545,10 +552,8 @@ def actions_of(script, agent):
 def test_reloaded_agents_act_the_same(script, tmp_path):
     args = tiny_args(script.__name__, tmp_path, eval_every=0)
     agents = go(script, args)
-    state = script.load_checkpoint(folder_in(tmp_path))
-    loaded = script.load_agents(args, state, ScriptedEnvs, make_agent_of(script))
-    assert len(loaded) == len(agents)
-    for before, after in zip(agents, loaded, strict=True):
+    loaded = agents_of(script, script.load_checkpoint(folder_in(tmp_path)), make_agent_of(script))
+    for before, after in zip(agents if isinstance(agents, list) else [agents], loaded, strict=True):
         assert same(actions_of(script, before), actions_of(script, after))
 
 
@@ -558,7 +563,7 @@ def test_resume_takes_its_arguments_from_the_checkpoint(script, tmp_path, monkey
     folder, begun = folder_in(tmp_path), []
     args = script.Args(**script.load_checkpoint(folder)["args"])
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    monkeypatch.setattr(script, "train", begun.append)
+    monkeypatch.setattr(script, "train", lambda args, *seams: begun.append(args))
     monkeypatch.setattr(sys, "argv", [script.__file__, "--resume", str(folder), "--total-timesteps", "64"])
     script.main()
     assert begun == [replace(args, seed=3, resume=str(folder), total_timesteps=64)]
