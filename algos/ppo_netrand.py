@@ -304,11 +304,10 @@ def randomise(obs, kernel, keep_box=False):
     """
     if not keep_box:
         return nn.functional.conv2d(obs, kernel, padding=1)
-    box = obs[:, :, :13, :26].clone()
-    obs = obs.clone()
-    obs[:, :, :13, :26] = 0
-    randomised = nn.functional.conv2d(obs, kernel, padding=1)
-    randomised[:, :, :13, :26] = box
+    hidden = obs.clone()
+    hidden[:, :, :13, :26] = 0
+    randomised = nn.functional.conv2d(hidden, kernel, padding=1)
+    randomised[:, :, :13, :26] = obs[:, :, :13, :26]
     return randomised
 
 

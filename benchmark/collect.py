@@ -25,6 +25,10 @@ class Args:
     keys: tuple[str, ...] = (
         "eval/test_return",
         "eval/train_return",
+        "eval/full_look_return",
+        "eval/mc_test_return",
+        "eval/mc_train_return",
+        "eval/mc_full_look_return",
         "charts/episodic_return",
     )  # what is taken from metrics.csv
 

@@ -14,7 +14,11 @@ import tyro
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: safe for the colour-blind
 COLUMNS = {  # a panel's title, and the line of each key in it
-    "evaluations": {"eval/test_return": ("o-", "unseen levels"), "eval/train_return": ("s--", "training levels")},
+    "evaluations": {
+        "eval/test_return": ("o-", "unseen levels"),
+        "eval/train_return": ("s--", "training levels"),
+        "eval/full_look_return": ("^:", "training levels, unseen look"),
+    },
     "while learning": {"charts/episodic_return": ("-", "last 100 episodes")},
 }
 

@@ -6,9 +6,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import ROOT, ROWS, load
+from conftest import ROOT, ROWS, SCRIPTS, load
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line]
@@ -32,7 +33,7 @@ def run_python(path, argv, monkeypatch):
     monkeypatch.setitem(sys.modules, path.stem, module)
     monkeypatch.setattr(sys, "argv", [str(path), *argv])
     spec.loader.exec_module(module)
-    module.main()
+    module.main(*[argv] * (path.stem == "ablations"))
 
 
 def short_form(path, argv):
@@ -40,13 +41,22 @@ def short_form(path, argv):
     if path.startswith("benchmark/record.py"):
         return ["--steps", "3", "--rows", "1", "--columns", "1"]
     if path.startswith("benchmark/throughput.py"):
-        return [f"--flags={ROWS['mdpo']['flags']}", "--iterations", "1"]
-    if not path.startswith("algos/") or "--evaluate" in argv:
+        return [f"--flags={ROWS[Path(argv[0]).stem]['flags']}", "--iterations", "1"]
+    if path.startswith("benchmark/looks.py"):
+        return ["--episodes", "2", "--steps", "8"]
+    if not (path.startswith("algos/") or "--env-id" in argv) or "--evaluate" in argv:
         return []
     if "--resume" in argv:
         return ["--eval-every", "0", "--total-timesteps", "192" if "--total-timesteps" in argv else "128"]
     flags = shlex.split(ROWS["mdpo"]["flags"])
-    return [*flags[flags.index("--total-timesteps") :], "--eval-every", "64", "--final-eval-episodes", "2"]
+    flags = [*flags[flags.index("--total-timesteps") :], "--eval-every", "64", "--final-eval-episodes", "2"]
+    return flags + ["--mc-samples", "1"] * (script_of(path, argv) == "ppo_netrand")
+
+
+def script_of(path, argv):
+    """The script that a command runs, or whose runs it looks at."""
+    words = [path, *argv]
+    return "ppo_netrand" if any("netrand" in word or "looks" in word for word in words) else "mdpo"
 
 
 def test_the_readme_has_commands():
@@ -69,11 +79,13 @@ def test_command(command, checkout, monkeypatch):
         assert words in (["install", "-r", "requirements.txt"], ["--logdir", "runs"])
         return
     assert program == "python"
-    if "runs/<folder>" in command and not (checkout / "runs").exists():
-        run_python(checkout / "algos/mdpo.py", shlex.split(ROWS["mdpo"]["flags"]), monkeypatch)
     path, *argv = words
-    folders = sorted(checkout.glob("runs/*__mdpo__*"))
-    argv = [word.replace("runs/<folder>", str(folders[0])) if folders else word for word in argv]
+    if "runs/<" in command:
+        script = script_of(path, argv)
+        if not list(checkout.glob(f"runs/bossfight__{script}__*")):
+            run_python(checkout / f"algos/{script}.py", shlex.split(ROWS[script]["flags"]), monkeypatch)
+        folder = str(min(checkout.glob(f"runs/bossfight__{script}__*")))
+        argv = [re.sub(r"runs/<.*?>", folder, word) for word in argv]
     if path.startswith("tests/"):
         subprocess.run([sys.executable, path, *(word.replace("NAME", "fail") for word in argv)], check=True)
         return
@@ -84,11 +96,16 @@ def test_command(command, checkout, monkeypatch):
         assert "--evaluate" in argv or {"checkpoint.pt", "evaluation.csv"} <= made
 
 
-def test_each_flag_in_the_readme_exists_and_none_is_missing():
-    section = README[README.index("## Flags of") :]
-    named = set(re.findall(r"`--([a-z-]+)`", section[: section.index("The paper's baselines")]))
-    fields = {name.replace("_", "-") for name in load("mdpo").Args.__dataclass_fields__}
-    assert named == fields
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_each_flag_in_the_readme_exists_and_none_is_missing(name):
+    """A table of flags says which other one it adds to, or it is whole."""
+    _, _, section = README.partition(f"## Flags of `{name}.py`")
+    table = section[section.index("| group") :].partition("\n\n")[0]
+    base = re.search(r"copy of `(\w+)\.py`", section[: section.index("| group")])
+    fields = {key.replace("_", "-") for key in load(name).Args.__dataclass_fields__}
+    if base:
+        fields -= {key.replace("_", "-") for key in load(base[1]).Args.__dataclass_fields__}
+    assert set(re.findall(r"`--([a-z-]+)`", table)) == fields
 
 
 def test_each_picture_and_file_in_the_readme_exists():
