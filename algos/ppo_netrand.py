@@ -94,7 +94,7 @@ class Args:
     # Paper: the method. What it leaves open is the authors' code's.
     netrand: bool = True  # the method; off: PPO
     clean_prob: float = 0.1  # alpha, share of the iterations without a random kernel. Reference code: config.py:125
-    clean_mode: Literal["skip", "identity"] = "skip"  # they skip the kernel but match its features, or it is identity
+    clean_mode: Literal["skip", "identity"] = "skip"  # a clean iteration: no kernel but still one to match, or identity
     fm_coef: float = 0.002  # beta, weight of the feature-matching loss
     keep_vel_info: bool = True  # the random convolution leaves a painted velocity box as it is
     mc_samples: int = 10  # M, random kernels that the last evaluation averages over as well (0: clean policy alone)
@@ -325,12 +325,12 @@ def monte_carlo_policy(agent, obs, kernels):
     return torch.stack([agent(obs, kernel)[0].softmax(-1) for kernel in kernels]).mean(0)
 
 
-def netrand_loss(agent, kernel, skip, clip_coef, batch, args):
+def netrand_loss(agent, kernel, clean, clip_coef, batch, args):
     """PPO's loss on what the policy acted on, plus the feature matching. -> loss [], dict of parts [].
 
-    skip: this iteration's policy sees no kernel; features are matched all the same. Reference code: random_ppo2.py:125.
+    clean: the policy of this iteration sees no kernel; its features are matched all the same (random_ppo2.py:125).
     """
-    hidden = agent.features(batch["obs"], None if skip else kernel)  # [B, 256]
+    hidden = agent.features(batch["obs"], None if clean else kernel)  # [B, 256]
     logits, values = agent.heads(hidden)  # [B, A], [B]
     log_probs_all = logits.log_softmax(-1)
     # Easy to miss: not gather, whose repeatable gradient copies from the CPU in older torch and breaks a capture.
@@ -342,9 +342,9 @@ def netrand_loss(agent, kernel, skip, clip_coef, batch, args):
     loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy
     parts = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
     if args.netrand and args.fm_coef > 0:
-        with torch.set_grad_enabled(skip):  # the clean branch of the matching needs no gradient
-            other = agent.features(batch["obs"], kernel if skip else None)
-        h_random, h_clean = (other, hidden) if skip else (hidden, other)
+        with torch.set_grad_enabled(clean):  # the clean branch of the matching needs no gradient
+            other = agent.features(batch["obs"], kernel if clean else None)
+        h_random, h_clean = (other, hidden) if clean else (hidden, other)
         parts["feature_matching_loss"] = feature_matching_loss(h_random, h_clean)
         loss = loss + args.fm_coef * parts["feature_matching_loss"]
     log_ratio = log_probs.detach() - batch["log_probs"]
@@ -408,10 +408,10 @@ class RewardNormaliser:
 CPU_BATCH = 256  # images a pass on a CPU; the gradients of a minibatch's passes add up to the minibatch's own
 
 
-def update(agent, optimizer, kernel, skip, clip_coef, batch, args):
+def update(agent, optimizer, kernel, clean, clip_coef, batch, args):
     """One gradient step on a minibatch: a dict of [B, ...] -> dict of detached [].
 
-    kernel [3, 3, 3, 3] or None, skip: the iteration's, as in netrand_loss. clip_coef: float64 [], epsilon.
+    kernel [3, 3, 3, 3] or None, clean: the iteration's, as in netrand_loss. clip_coef: float64 [], epsilon.
     """
     optimizer.zero_grad()
     advantages = batch["advantages"]
@@ -420,7 +420,7 @@ def update(agent, optimizer, kernel, skip, clip_coef, batch, args):
     size = CPU_BATCH if advantages.device.type == "cpu" else len(advantages)
     totals = {}
     for values in zip(*(value.split(size) for value in batch.values()), strict=True):
-        loss, parts = netrand_loss(agent, kernel, skip, clip_coef, dict(zip(batch, values, strict=True)), args)
+        loss, parts = netrand_loss(agent, kernel, clean, clip_coef, dict(zip(batch, values, strict=True)), args)
         share = len(values[0]) / len(advantages)
         (share * loss).backward()
         totals = {key: totals.get(key, 0) + share * part.detach() for key, part in parts.items()}
@@ -551,14 +551,14 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     keys = ("obs", "actions", "log_probs", "values", "advantages", "returns")
     batch = {key: rollout[key].flatten(0, 1) for key in keys}  # [T*N, ...], views
 
-    def learn(skip, index):
+    def learn(clean, index):
         minibatch = {key: value[index] for key, value in batch.items()}
-        return update(agent, optimizer, kernel, skip, clip_coef, minibatch, args)
+        return update(agent, optimizer, kernel, clean, clip_coef, minibatch, args)
 
-    # Of each a version for the iterations that skip the kernel and one for the others: a captured call has no branches.
-    seen = {skip: partial(agent, kernel=None if skip else kernel) for skip in (False, True)}
-    policies = {skip: Captured(partial(act, seen[skip]), graphs) for skip in seen}
-    learners = {skip: Captured(partial(learn, skip), graphs, [agent, optimizer]) for skip in seen}
+    # Of each a version for clean iterations and one for the others: a captured call has no branches.
+    seen = {clean: partial(agent, kernel=None if clean else kernel) for clean in (False, True)}
+    policies = {clean: Captured(partial(act, seen[clean]), graphs) for clean in seen}
+    learners = {clean: Captured(partial(learn, clean), graphs, [agent, optimizer]) for clean in seen}
     iterations = -(-args.total_timesteps // batch_size)
     run = Run(args, device, state, done=step, goal=iterations * batch_size)
 
@@ -573,15 +573,14 @@ def train(args, make_envs=make_envs, make_agent=Agent):
             kernel.copy_(random_kernel(kernel_rng))
             clean = torch.rand((), generator=kernel_rng).item() < args.clean_prob
         if clean and args.clean_mode == "identity":
-            nn.init.dirac_(kernel)
-        skip = clean and args.clean_mode == "skip"
+            nn.init.dirac_(kernel)  # which leaves nothing to match
 
         # Collect T steps from each environment.
         for t in range(args.num_steps):
             obs = rollout["obs"][t].copy_(player.obs, non_blocking=True)
             noise = torch.empty(args.num_envs, int(player.envs.single_action_space.n))
             noise = noise.exponential_(generator=player.noise_rng).to(device)
-            actions, log_probs, values = policies[skip](obs, noise)
+            actions, log_probs, values = policies[clean](obs, noise)
             next_obs, reward, terminated, truncated, _ = player.envs.step(actions.cpu().numpy())
             done = terminated | truncated  # Reference code: a time limit ends an episode like a failure does.
             row = {"actions": actions, "log_probs": log_probs, "values": values, "dones": done}
@@ -595,7 +594,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
 
         # Learn from them.
         with torch.no_grad():
-            _, last_values = seen[skip](player.obs.to(device))
+            _, last_values = seen[clean](player.obs.to(device))
         rewards, values, dones = (rollout[key] for key in ("rewards", "values", "dones"))
         targets = compute_gae(rewards, values, dones, last_values, args.gamma, args.gae_lambda)
         for key, value in zip(("advantages", "returns"), targets, strict=True):
@@ -610,7 +609,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
         for _ in range(args.update_epochs):
             order = torch.randperm(batch_size, generator=shuffle_rng).to(device)
             for index in order.chunk(args.num_minibatches):
-                scalars.append(learners[skip](index))
+                scalars.append(learners[clean](index))
                 run.tick(save, (batch_size - collecting) / updates)
 
         # Log, evaluate, save.
