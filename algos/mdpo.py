@@ -79,18 +79,18 @@ class Args:
     exact_every: int = 2_000_000  # steps between bit-for-bit checkpoints, where environments start afresh (0: never)
     resume: str | None = None  # run folder or checkpoint to go on from
     evaluate: str | None = None  # run folder or checkpoint to evaluate, without training
-    eval_every: int = 163_840  # steps between evaluations on unseen and on training levels (0: never)
+    eval_every: int = 163_840  # steps between evaluations (0: never)
     eval_episodes: int = 128  # episodes an evaluation, agent and set of levels
     final_eval_episodes: int = 128  # episodes of the last evaluation
     eval_seed: int = 42  # draws the evaluated levels, the same ones each time
 
-    env_id: str = "bigfish"  # one of the 16 Procgen games, or an EnvPool id such as BigfishHard-v0
+    env_id: str = "bigfish"  # the game, by its name or by its EnvPool id (a wrong one is told the right ones)
     distribution_mode: Literal["easy", "hard"] = "hard"  # difficulty of the levels (an EnvPool id has its own)
     num_levels: int = -1  # training levels (-1: 500 in hard mode, 200 in easy; 0: all there are)
     start_level: int = 0  # first training level
     # Paper: appendix C, Table 2, from here on. Reference code, where it is silent: norm_adv trainer.py:51-53,
     # clip_vloss trainer.py:88-100, max_grad_norm main.py:34; and eval_seed main.py:115.
-    total_timesteps: int = 50_000_000  # steps an agent, rounded up to whole rollouts
+    total_timesteps: int = 50_000_000  # steps an agent (PPO: rounded up to whole rollouts)
     num_envs: int = 64  # N, parallel environments an agent
     num_steps: int = 256  # T, steps of a rollout
     num_minibatches: int = 8  # minibatches an epoch

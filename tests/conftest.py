@@ -36,6 +36,13 @@ ROWS = {
         " --num-steps 8 --num-minibatches 2 --update-epochs 1"
         " --exact-every 32 --eval-every 32 --eval-episodes 2 --final-eval-episodes 4 --mc-samples 2 --no-cuda",
     },
+    "drq_sam_reset": {
+        "args": {"total_timesteps": 32, "learning_starts": 8, "batch_size": 4, "n_step": 3, "n_atoms": 11}
+        | {"prioritized_replay_beta": 1.0, "reset_every": 10, "shrink_perturb": 0.8}
+        | {"exact_every": 16, "eval_every": 16, "eval_episodes": 4, "final_eval_episodes": 4, "cuda": False},
+        "flags": "--env-id freeway --total-timesteps 48 --learning-starts 40 --batch-size 4 --reset-every 10"
+        " --exact-every 0 --eval-every 32 --eval-episodes 2 --final-eval-episodes 2 --no-cuda",
+    },
 }
 
 
@@ -105,7 +112,28 @@ class TinyAgent(nn.Module):
         return self.heads(self.features(obs, kernel))
 
 
-AGENTS = {"mdpo": TinyAgent, "ppo_netrand": TinyAgent}  # the smallest network of a script, where its own is slow
+class TinyRainbow(nn.Module):
+    """The smallest network with the interface of the Agent of drq_sam_reset.py."""
+
+    def __init__(self, envs, args):
+        super().__init__()
+        script, num_actions = load("drq_sam_reset"), int(envs.single_action_space.n)
+        self.backbone = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 16), nn.ReLU())
+        self.head = script.DuelingHead(16, num_actions, args.n_atoms, args.noisy_std)
+        self.register_buffer("support", torch.linspace(args.v_min, args.v_max, args.n_atoms))
+
+    def forward(self, pixels):
+        return self.head(self.backbone(pixels)).log_softmax(-1)
+
+    def values(self, log_probs):
+        return (log_probs.exp() * self.support).sum(-1)
+
+
+AGENTS = {
+    "mdpo": TinyAgent,
+    "ppo_netrand": TinyAgent,
+    "drq_sam_reset": TinyRainbow,
+}  # the smallest network of a script, where its own is slow
 
 
 def make_agent_of(script):

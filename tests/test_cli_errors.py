@@ -10,7 +10,7 @@ import unittest.mock
 
 import pytest
 import torch
-from conftest import ROWS, SCRIPTS, ScriptedEnvs, TinyAgent, load, tiny_args
+from conftest import ROWS, SCRIPTS, ScriptedEnvs, load, make_agent_of, tiny_args
 
 PROCGEN = ["mdpo", "ppo_netrand"]  # the scripts that draw with EnvPool's Procgen
 GAMES = "bigfish bossfight caveflyer chaser climber coinrun dodgeball fruitbot heist jumper leaper maze miner ninja"
@@ -119,7 +119,7 @@ def runs(tmp_path_factory):
     found = {}
     for name in SCRIPTS:
         found[name] = folder = tmp_path_factory.mktemp(name)
-        load(name).train(tiny_args(name, folder / "runs"), ScriptedEnvs, TinyAgent)
+        load(name).train(tiny_args(name, folder / "runs"), ScriptedEnvs, make_agent_of(load(name)))
         (run,) = (folder / "runs").iterdir()
         run.rename(folder / "run")
         (folder / "runs").rmdir()
@@ -142,7 +142,7 @@ def call(monkeypatch, runs, tmp_path):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         monkeypatch.setitem(sys.modules, "wandb", None)
         monkeypatch.chdir(tmp_path)
-        script.main(make_envs=make_envs, make_agent=TinyAgent)
+        script.main(make_envs=make_envs, make_agent=make_agent_of(script))
 
     return call_main
 

@@ -14,7 +14,7 @@ from importlib.machinery import ModuleSpec
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, ROWS, SCRIPTS, ScriptedEnvs, TinyAgent, load, replace, tiny_args
+from conftest import ROOT, ROWS, SCRIPTS, ScriptedEnvs, load, make_agent_of, replace, tiny_args
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_copies import dependencies, fields
 
@@ -144,7 +144,9 @@ def test_progress(script, terminal, tmp_path, monkeypatch, capsys):
     """A line now and then, or a bar where there is a terminal. The clock goes on by 31 s at each look."""
     monkeypatch.setattr(script.time, "monotonic", itertools.count(0, 31).__next__)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
-    script.train(tiny_args(script.__name__, tmp_path, save_minutes=0, eval_every=0), ScriptedEnvs, TinyAgent)
+    script.train(
+        tiny_args(script.__name__, tmp_path, save_minutes=0, eval_every=0), ScriptedEnvs, make_agent_of(script)
+    )
     out, err = capsys.readouterr()
     assert ("\r" in err) == terminal
     assert "\r" not in out
@@ -153,7 +155,7 @@ def test_progress(script, terminal, tmp_path, monkeypatch, capsys):
 
 
 def test_finished_episodes_are_logged(script, tmp_path):
-    script.train(tiny_args(script.__name__, tmp_path), ScriptedEnvs, TinyAgent)
+    script.train(tiny_args(script.__name__, tmp_path), ScriptedEnvs, make_agent_of(script))
     (folder,) = tmp_path.iterdir()
     logged = check_sums(metrics(folder))
     assert 3 <= min(logged["charts/episodic_length"].values()) <= max(logged["charts/episodic_length"].values()) <= 4
@@ -167,13 +169,13 @@ def test_track_hands_the_run_to_wandb(script, tmp_path, monkeypatch):
     wandb.init = lambda **about: calls.append(about | {"events": len(list(tmp_path.glob("*/events*")))})
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     args = tiny_args(script.__name__, tmp_path, track=True, wandb_project_name="p", wandb_entity="e")
-    script.train(args, ScriptedEnvs, TinyAgent)
+    script.train(args, ScriptedEnvs, make_agent_of(script))
     (folder,) = tmp_path.iterdir()
     about = {"project": "p", "entity": "e", "config": vars(args) | {"precision": "fp32"}, "sync_tensorboard": True}
     about |= {"id": folder.name, "name": folder.name, "resume": "allow"}
     assert calls == [about | {"events": 0}]
     longer = replace(args, resume=str(folder), total_timesteps=2 * args.total_timesteps)
-    script.train(longer, ScriptedEnvs, TinyAgent)
+    script.train(longer, ScriptedEnvs, make_agent_of(script))
     assert calls[1]["id"] == folder.name
 
 
