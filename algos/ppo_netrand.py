@@ -524,8 +524,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     step, restarts = state["step"], state["restarts"] + (not state["exact"])
     if state.get("done") and step >= args.total_timesteps:
         fail(f"{args.resume} is at step {step} already: raise --total-timesteps, or --evaluate it")
-    seeds = np.random.SeedSequence(args.seed).generate_state(4).tolist()
-    init_seed, shuffle_seed, noise_seed, kernel_seed = seeds
+    init_seed, shuffle_seed, noise_seed, kernel_seed = np.random.SeedSequence(args.seed).generate_state(4).tolist()
     torch.manual_seed(init_seed)
     shuffle_rng, kernel_rng = (torch.Generator().manual_seed(seed) for seed in (shuffle_seed, kernel_seed))
     player = Player(make_envs(args, "train", restarts), make_agent, args, noise_seed, device)
@@ -544,7 +543,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
         restore(parts, state)
         print(f"step {step}: " + ("bit for bit" if state["exact"] else "continued, in fresh environments"))
     elif device.type == "cpu" and args.total_timesteps > 2_000_000:
-        print("this length is meant for a GPU; on a CPU, try --distribution-mode easy --total-timesteps 100000")
+        print("this length is meant for a GPU; on a CPU, try --total-timesteps 100000")
     graphs = args.cuda_graphs and device.type == "cuda"
     group = optimizer.param_groups[0]
     group |= {"lr": rate.copy_(group["lr"]), "capturable": graphs}  # Easy to miss: a checkpoint's are another device's.

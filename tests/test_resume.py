@@ -30,6 +30,7 @@ VARIANTS = {  # what else of a script has to resume exactly
         {"netrand": False},
     ],
 }
+LATE = {"mdpo": 20, "ppo_netrand": 10}  # a step of the environments in a tiny run's second half
 ONE_UPDATE = {"update_epochs": 1, "num_minibatches": 1}  # a gradient's fault is not yet one of the next loss
 ONE_UPDATE = dict.fromkeys(("mdpo", "ppo_netrand"), ONE_UPDATE)
 
@@ -304,7 +305,7 @@ def test_resuming_an_older_checkpoint_gives_up_the_newer_one(script, tmp_path):
 # ---- Safety saves ----
 def test_timed_saves_change_nothing(script, tmp_path):
     saved = []
-    envs = scripted(20, lambda _: saved.extend(tmp_path.glob("timed/*/checkpoint.pt")))
+    envs = scripted(LATE[script.__name__], lambda _: saved.extend(tmp_path.glob("timed/*/checkpoint.pt")))
     args = tiny_args(script.__name__, tmp_path / "timed", exact_every=0, save_minutes=1e-9)
     go(script, args, envs)
     go(script, replace(args, save_minutes=0, runs_dir=str(tmp_path / "never")))
@@ -510,7 +511,7 @@ def poisoned_run(script, args, kind, then=lambda: None):
         agents.append(make_agent_of(script)(*args))
         return agents[-1]
 
-    envs = scripted(20, lambda outcome: (poison(kind, outcome, agents[0]), then()))
+    envs = scripted(LATE[script.__name__], lambda outcome: (poison(kind, outcome, agents[0]), then()))
     with pytest.raises(SystemExit) as end:
         script.train(args, envs, make_agent)
     return end.value.code
