@@ -651,7 +651,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     run = Run(args, device, state, done=step, goal=args.total_timesteps)
     obs, _ = envs.reset()
     replay.begin(obs[0, -1])
-    episode_return, episode_length, scalars, seconds, counted = 0.0, 0, [], 0.0, step
+    episode_return, episode_length, rewards, scalars, seconds, counted = 0.0, 0, 0.0, [], 0.0, step
 
     def save(exact=False, done=False):
         replay.save(run.folder / "replay.bin")
@@ -670,8 +670,10 @@ def train(args, make_envs=make_envs, make_agent=Agent):
         obs, reward, terminated, truncated, info = envs.step(actions)
         ended = bool(terminated[0] | truncated[0])  # Reference code: a time limit ends a game like a failure does.
         life_lost = bool(info.get("life_lost", [False])[0])
-        replay.add(int(actions[0]), float(np.sign(reward[0])), ended or life_lost, obs[0, -1])
+        clipped = float(np.sign(reward[0]))
+        replay.add(int(actions[0]), clipped, ended or life_lost, obs[0, -1])
         episode_return, episode_length = episode_return + float(reward[0]), episode_length + 1
+        rewards += clipped
         step += 1
 
         # Learn.
@@ -694,11 +696,12 @@ def train(args, make_envs=make_envs, make_agent=Agent):
             episode_return, episode_length = 0.0, 0
         exact = ended and crossed(step, args.exact_every, step - exact_step)
         if exact or step % 1000 == 0 or step == args.total_timesteps:
+            run.log(step, {"charts/reward": rewards / (step - counted)})
             if scalars:
                 losses = {key: torch.stack([row[key] for row in scalars]).mean().item() for key in scalars[0]}
                 run.log(step, {f"losses/{key}": value for key, value in losses.items()})
             run.log(step, {"charts/SPS": (step - counted) / seconds, "charts/frames": 4 * step})
-            scalars, seconds, counted = [], 0.0, step
+            rewards, scalars, seconds, counted = 0.0, [], 0.0, step
         if crossed(step, args.eval_every, 1):
             if step >= args.learning_starts:
                 run.log(step, active_units(agent, replay, args))

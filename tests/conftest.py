@@ -40,8 +40,8 @@ ROWS = {
         "args": {"total_timesteps": 32, "learning_starts": 8, "batch_size": 4, "n_step": 3, "n_atoms": 11}
         | {"prioritized_replay_beta": 1.0, "reset_every": 10, "shrink_perturb": 0.8}
         | {"exact_every": 16, "eval_every": 16, "eval_episodes": 4, "final_eval_episodes": 4, "cuda": False},
-        "flags": "--env-id freeway --total-timesteps 48 --learning-starts 40 --batch-size 4 --reset-every 10"
-        " --exact-every 0 --eval-every 32 --eval-episodes 2 --final-eval-episodes 2 --no-cuda",
+        "flags": "--env-id road_runner --total-timesteps 600 --learning-starts 560 --batch-size 4 --reset-every 40"
+        " --exact-every 100 --eval-every 300 --eval-episodes 2 --final-eval-episodes 2 --no-cuda",
     },
 }
 
@@ -129,11 +129,9 @@ class TinyRainbow(nn.Module):
         return (log_probs.exp() * self.support).sum(-1)
 
 
-AGENTS = {
-    "mdpo": TinyAgent,
-    "ppo_netrand": TinyAgent,
-    "drq_sam_reset": TinyRainbow,
-}  # the smallest network of a script, where its own is slow
+# The smallest network of a script, where its own is slow; and what its own one sees, where that is not Procgen's.
+AGENTS = {"mdpo": TinyAgent, "ppo_netrand": TinyAgent, "drq_sam_reset": TinyRainbow}
+OBS_SHAPES = {"drq_sam_reset": (4, 84, 84)}
 
 
 def make_agent_of(script):

@@ -48,14 +48,17 @@ def short_form(path, argv):
         return []
     if "--resume" in argv:
         return ["--eval-every", "0", "--total-timesteps", "192" if "--total-timesteps" in argv else "128"]
-    flags = shlex.split(ROWS["mdpo"]["flags"])
-    flags = [*flags[flags.index("--total-timesteps") :], "--eval-every", "64", "--final-eval-episodes", "2"]
-    return flags + ["--mc-samples", "1"] * (script_of(path, argv) == "ppo_netrand")
+    script = script_of(path, argv)
+    flags = shlex.split(ROWS["mdpo" if script == "ppo_netrand" else script]["flags"])  # in the mode that is asked for
+    flags = [*flags[flags.index("--total-timesteps") :], "--final-eval-episodes", "2"]
+    return flags + {"ppo_netrand": ["--mc-samples", "1"], "mdpo": ["--eval-every", "64"]}.get(script, [])
 
 
 def script_of(path, argv):
     """The script that a command runs, or whose runs it looks at."""
     words = [path, *argv]
+    if any("drq" in word for word in words):
+        return "drq_sam_reset"
     return "ppo_netrand" if any("netrand" in word or "looks" in word for word in words) else "mdpo"
 
 
@@ -101,7 +104,7 @@ def test_each_flag_in_the_readme_exists_and_none_is_missing(name):
     """A table of flags says which other one it adds to, or it is whole."""
     _, _, section = README.partition(f"## Flags of `{name}.py`")
     table = section[section.index("| group") :].partition("\n\n")[0]
-    base = re.search(r"copy of `(\w+)\.py`", section[: section.index("| group")])
+    base = re.search(r"(?:copy of|as in) `(\w+)\.py`", section[: section.index("| group")])
     fields = {key.replace("_", "-") for key in load(name).Args.__dataclass_fields__}
     if base:
         fields -= {key.replace("_", "-") for key in load(base[1]).Args.__dataclass_fields__}

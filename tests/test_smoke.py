@@ -72,7 +72,9 @@ def test_the_folder_holds_the_script(run):
 
 def test_metrics_have_their_keys(run):
     keys = metrics(run.folder).keys()
-    assert {"charts/SPS", "eval/test_return", "eval/train_return", "eval/gap"} <= keys
+    assert {"charts/SPS", "eval/test_return"} <= keys
+    held_out = hasattr(run.module, "PROCGEN_RETURNS")  # or there are no training levels to tell from others
+    assert ("eval/train_return" in keys) == ("eval/gap" in keys) == held_out
     assert any(key.startswith("losses/") for key in keys)
     assert {key.split("/")[0] for key in keys} == {"charts", "losses", "eval"}
 
@@ -106,8 +108,8 @@ def test_events_equal_metrics(run):
 def test_checkpoints_load_as_weights_only(run, name):
     state = torch.load(run.folder / name, weights_only=True)
     assert state["script"] == run.module.__name__
-    assert state["step"] == max(metrics(run.folder)["charts/SPS"])
-    assert state["exact"]
+    last = max(metrics(run.folder)["charts/SPS"])
+    assert state["exact"] if name == "exact.pt" else state["step"] == last
 
 
 def test_evaluation_csv_is_printed_and_logged(run):
@@ -115,7 +117,7 @@ def test_evaluation_csv_is_printed_and_logged(run):
     assert text.replace(",", "\t") in run.out
     rows, logged = list(csv.DictReader(text.splitlines())), metrics(run.folder)
     args = default_flags(run.module, run.flags)
-    for split in ("test", "train"):
+    for split in {"test", "train"} & {row["split"] for row in rows}:
         rows_of_split = [row for row in rows if row["split"] == split and row.get("mc_samples", "0") == "0"]
         (step,) = {int(row["step"]) for row in rows_of_split}
         assert {int(row["episodes"]) for row in rows_of_split} == {args.final_eval_episodes}
