@@ -91,7 +91,7 @@ class Args:
     plain_look: bool = False  # train on one theme without backgrounds, evaluate on the full look too (hard CoinRun)
     paint_vel_info: bool = False  # paint the velocity box that old CoinRun had (--plain-look does too)
     total_timesteps: int = 25_000_000  # steps an agent (PPO: rounded up to whole rollouts)
-    # Paper: the method. What it leaves open is the authors' code's.
+    # Paper: the method. What it leaves open is the authors' code's; mc_samples is in neither, 10 is ours.
     netrand: bool = True  # the method; off: PPO
     clean_prob: float = 0.1  # alpha, share of the iterations without a random kernel. Reference code: config.py:125
     clean_mode: Literal["skip", "identity"] = "skip"  # a clean iteration: no kernel but still one to match, or identity
@@ -99,6 +99,7 @@ class Args:
     keep_vel_info: bool = True  # the random convolution leaves a painted velocity box as it is
     mc_samples: int = 10  # M, random kernels that the last evaluation averages over as well (0: clean policy alone)
     # Reference code: PPO's settings, config.py:56-61, train_random.py:43-49 and random_ppo2.py:79-82, 149-153 and 287.
+    # Deviation: 64 environments and 25M steps, usual on Procgen; theirs are 32 and 256M a worker (config.py:41).
     num_envs: int = 64  # N, parallel environments an agent
     num_steps: int = 256  # T, steps of a rollout
     num_minibatches: int = 8  # minibatches an epoch

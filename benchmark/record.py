@@ -44,6 +44,8 @@ def main():
     out = Path(args.out) if args.out else script.checkpoint_path(args.checkpoint).parent / "episodes.mp4"
     if out.suffix not in (".mp4", ".gif") or not out.parent.is_dir():
         script.fail(f"--out {out}: an .mp4 or .gif file in a folder that exists")
+    if args.split == "full_look" and not getattr(script_args, "plain_look", False):
+        script.fail("--split full_look: that run was not trained with --plain-look")
     one = hasattr(script, "load_agent")  # in mdpo.py there may be two
     agents = [script.load_agent(script_args, state)] if one else script.load_agents(script_args, state)
     if not 1 <= args.agent <= len(agents):

@@ -223,13 +223,19 @@ def test_dropout_has_one_mask_an_iteration(tmp_path):
     assert equal(resumed(images(0)), agent(images(0)))
 
 
+def watched(agent, kind):
+    """A list that grows by (input, output) at each call of a module of that kind."""
+    seen = []
+    for module in agent.modules():
+        if isinstance(module, kind):
+            module.register_forward_hook(lambda module, inputs, output: seen.append((*inputs, output)))
+    return seen
+
+
 @torch.no_grad()
 def test_dropout_drops_a_tenth_of_each_convolution_and_scales_the_rest(tmp_path):
     script, args, agent = agent_of("dropout", tmp_path)
-    seen = []
-    for module in agent.modules():
-        if isinstance(module, ablations.Mask):
-            module.register_forward_hook(lambda module, inputs, output: seen.append((*inputs, output)))
+    seen = watched(agent, ablations.Mask)
     agent(images(0))
     convolutions = [module for module in agent.modules() if isinstance(module, nn.Conv2d)]
     assert len(seen) == len(convolutions) == 15
@@ -253,10 +259,7 @@ def test_dropout_drops_a_tenth_of_each_convolution_and_scales_the_rest(tmp_path)
 @torch.no_grad()
 def test_batch_norm_normalises_by_the_batch_in_training_and_evaluation(tmp_path):
     _, _, agent = agent_of("batch_norm", tmp_path)
-    seen = []
-    for module in agent.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.register_forward_hook(lambda module, inputs, output: seen.append((*inputs, output)))
+    seen = watched(agent, nn.BatchNorm2d)
     trained = agent(images(0))
     assert len(seen) == 15
     for x, y in seen:
