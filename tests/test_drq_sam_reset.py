@@ -120,9 +120,9 @@ def test_intensity_is_one_factor_an_image():
 
 
 def test_noisy_layer_entry_by_entry():
-    layer, x = drq.NoisyLinear(5, 3, 0.5), torch.randn(2, 5)
-    drq.set_noise(layer, torch.randn(8))
-    f = [math.copysign(abs(value) ** 0.5, value) for value in layer.noise.tolist()]
+    layer, x, normal = drq.NoisyLinear(5, 3, 0.5), torch.randn(2, 5), torch.randn(8)
+    drq.set_noise(layer, normal)
+    f = [math.copysign(abs(value) ** 0.5, value) for value in normal.tolist()]
     y = torch.zeros(2, 3)
     for o in range(3):
         weight = [layer.weight[o, i] + layer.weight_sigma[o, i] * f[5 + o] * f[i] for i in range(5)]
