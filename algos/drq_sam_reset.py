@@ -328,7 +328,7 @@ def sam_restore(params, saved):
 
 @torch.no_grad()
 def reset_head(agent, target, fresh):
-    """Writes a fresh head over that of the online and, the same one, over that of the target network. Paper: 3.3."""
+    """Writes a fresh head over that of the online and, the same one, over that of the target network. Paper: 5.1."""
     for network in (agent, target):
         torch._foreach_copy_(list(network.head.parameters()), list(fresh.head.parameters()))
 
@@ -615,6 +615,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     target = copy.deepcopy(agent).requires_grad_(False)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=args.adam_eps, fused=True)
     replay = Replay(max(args.total_timesteps, step), envs.single_observation_space.shape, args, device)
+    print(f"replay: {sum(values.nbytes for values in replay.rows.values()) >> 20} MB", flush=True)
     parts = {"agent": agent, "target": target, "optimizer": optimizer, "replay": replay, "explore_rng": explore_rng}
     parts |= {"sample_rng": sample_rng, "noise_rng": noise_rng, "augment_rng": augment_rng}
     parts["torch_rng"] = torch.default_generator

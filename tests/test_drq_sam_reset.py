@@ -426,3 +426,72 @@ def test_wrong_flags_say_so_in_one_line(tmp_path, capsys):
             go(replace(tiny(tmp_path), **changes))
         assert refused.value.code == 2 and capsys.readouterr().err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+# ---- Seams ----
+def test_an_agent_can_add_weight_decay_by_hooks(tmp_path):
+    class Decayed(Small):
+        def __init__(self, *args):
+            super().__init__(*args)
+            for param in self.parameters():
+                param.register_hook(lambda gradient, param=param: gradient + 0.5 * param)
+
+    for sam in (False, True):
+        args, moments = tiny(tmp_path, sam=sam, sam_rho=0.0, max_grad_norm=1e6), []
+        for make_agent in (Small, Decayed):
+            agent, target, optimizer, replay = parts_of(args, make_agent)
+            before = [param.detach().clone() for param in agent.parameters()]
+            drq.update(agent, target, optimizer, replay, draws_of(args, agent), args)
+            moments.append([optimizer.state[param]["exp_avg"] for param in agent.parameters()])
+        for plain, decayed, w in zip(*moments, before, strict=True):
+            torch.testing.assert_close(decayed - plain, 0.1 * 0.5 * w, atol=1e-7, rtol=1e-4)
+
+
+def test_an_agent_can_keep_averages_and_be_evaluated_on_them(tmp_path):
+    used = []
+
+    class Averaged(Small):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.register_buffer("average", torch.zeros(8))
+
+        def forward(self, pixels):
+            if self.training:
+                self.average.lerp_(self.backbone[2].bias.detach(), 0.5)
+            else:
+                used.append(self.average.clone())
+            return super().forward(pixels)
+
+    target = drq.train(tiny(tmp_path), Envs, Averaged)
+    assert torch.equal(used[-1], target.average) and not torch.equal(used[0], used[-1])
+    checkpoint = torch.load(folder_in(tmp_path) / "checkpoint.pt", weights_only=True)
+    assert torch.equal(checkpoint["target"]["average"], target.average)
+
+
+# ---- The real games ----
+def test_lives_and_games_of_breakout(tmp_path):
+    """Beside the same games without the wrapper, frame by frame."""
+    args = tiny(tmp_path, env_id="breakout", num_envs=2, seed=3)
+    envs, bare = drq.make_envs(args, "train"), drq.make_envs(args, "train").envs
+    rng, lives = np.random.default_rng(0), [5, 5]
+    frames = [[frame] for frame in bare.reset()[0][:, -1]]  # of each game's life under way
+    obs, _ = envs.reset()
+    lost, ended = 0, 0
+    for _ in range(400):
+        for n, own in enumerate(frames):
+            assert (obs[n] == np.stack([0 * own[0]] * (4 - len(own[-4:])) + own[-4:])).all()
+        actions = rng.integers(0, 4, 2)
+        obs, reward, terminated, truncated, info = envs.step(actions)
+        bare_obs, bare_reward, over, _, bare_info = bare.step(actions)
+        assert (reward == bare_reward).all() and (terminated == over).all() and not truncated.any()
+        for n in range(2):
+            left = int(bare_info["lives"][n])
+            assert info["life_lost"][n] == (0 < left < lives[n])
+            if over[n]:
+                assert left == 0
+                frames[n] = [bare.reset(np.array([n], dtype=np.int32))[0][0, -1]]
+            else:
+                frames[n] = (frames[n] if left == lives[n] else []) + [bare_obs[n, -1]]
+            lives[n] = 5 if over[n] else left
+            lost, ended = lost + bool(info["life_lost"][n]), ended + bool(over[n])
+    assert lost > 4 and ended > 1
