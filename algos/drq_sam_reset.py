@@ -40,6 +40,7 @@ import sys
 import threading
 import time
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -271,13 +272,29 @@ class NoisyLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(n_out).uniform_(-bound, bound))
         self.bias_sigma = nn.Parameter(torch.full((n_out,), std * n_out**-0.5))
         self.register_buffer("noise", torch.zeros(n_in + n_out))  # of inputs and of outputs, by `set_noise`
+        self.built = None  # by `built_once`
 
-    def forward(self, x):
+    def build(self):
+        """(weight, bias)"""
         if not self.training:
-            return nn.functional.linear(x, self.weight, self.bias)
+            return self.weight, self.bias
         of_inputs, of_outputs = self.noise.split([self.weight.shape[1], self.weight.shape[0]])
         weight = torch.addcmul(self.weight, self.weight_sigma, of_outputs.outer(of_inputs))
-        return nn.functional.linear(x, weight, torch.addcmul(self.bias, self.bias_sigma, of_outputs))
+        return weight, torch.addcmul(self.bias, self.bias_sigma, of_outputs)
+
+    def forward(self, x):
+        return nn.functional.linear(x, *(self.built or self.build()))
+
+
+@contextmanager
+def built_once(agent):
+    """In this context the noisy layers build their weights once, at its beginning, and not in each forward pass."""
+    layers = [layer for layer in agent.modules() if isinstance(layer, NoisyLinear)]
+    for layer in layers:
+        layer.built = layer.build()
+    yield
+    for layer in layers:
+        layer.built = None
 
 
 def noise_of(agent):
@@ -294,7 +311,7 @@ def set_noise(agent, normal):
 
 def to_pixels(obs):
     """uint8 [B, C, H, W] -> float32 [B, C, H, W] in 0..1, in the layout of the convolutions."""
-    return obs.contiguous(memory_format=torch.channels_last).float() / 255  # bytes are moved faster than floats
+    return obs.contiguous(memory_format=torch.channels_last).float() / 255  # Easy to miss: bytes move faster
 
 
 # Modified from mdpo.py: the action of the greatest expected return; what explores is the noise of the layers.
@@ -348,15 +365,17 @@ def forget_moments(optimizer, params):
 
 
 def random_shift(images, offsets, pad):
-    """Each image moved by offsets - pad pixels, its border repeated. [B, C, H, W], int64 [B, 2] -> as images.
+    """Each image moved by offsets - pad pixels, its border repeated. uint8 [B, 4, H, W], int64 [B, 2] -> as images.
 
     Paper: DrQ, arXiv:2004.13649: pad by repeating the border, then crop at (row, column) = offsets in 0..2 pad.
     """
-    batch, channels, height, width = images.shape
+    batch, _, height, width = images.shape
     rows = (torch.arange(height, device=images.device) + offsets[:, :1] - pad).clamp(0, height - 1)  # [B, H]
     columns = (torch.arange(width, device=images.device) + offsets[:, 1:] - pad).clamp(0, width - 1)  # [B, W]
-    index = (rows[:, :, None] * width + columns[:, None, :]).view(batch, 1, -1).expand(-1, channels, -1)
-    return images.flatten(2).gather(2, index).view_as(images)
+    index = rows[:, :, None] * width + columns[:, None, :]  # [B, H, W]
+    pixels = images.permute(0, 2, 3, 1).contiguous().view(torch.int32)  # a pixel's four bytes move as one
+    shifted = pixels.view(batch, -1).gather(1, index.flatten(1)).view(batch, height, width, 1)
+    return shifted.view(torch.uint8).permute(0, 3, 1, 2)
 
 
 def random_intensity(images, noise):
@@ -394,13 +413,15 @@ def rainbow_loss(agent, target, batch, offsets, intensity, args):
     network chooses the next action (with its noise, and within SAM from where it climbed to), the target rates it.
     """
     rows = torch.arange(len(batch["actions"]), device=offsets.device)
-    pixels = (augmented(batch[key], offsets[i], intensity[i], args) for i, key in enumerate(("obs", "next_obs")))
-    obs, next_obs = pixels
+    obs = augmented(batch["obs"], offsets[0], intensity[0], args)
+    next_obs = augmented(batch["next_obs"], offsets[1], intensity[1], args)
+    with built_once(agent):
+        log_probs = agent(obs)  # [B, A, atoms]
+        with torch.no_grad():
+            next_actions = agent.values(agent(next_obs)).argmax(-1)
     with torch.no_grad():
-        next_actions = agent.values(agent(next_obs)).argmax(-1)
         next_probs = target(next_obs)[rows, next_actions].exp()  # [B, atoms]
         targets = project_distribution(next_probs, batch["returns"], batch["bootstrap"], agent.support)
-    log_probs = agent(obs)  # [B, A, atoms]
     # Easy to miss: not gather, whose repeatable gradient copies from the CPU in older torch and breaks a capture.
     chosen = batch["actions"][:, None, None] == torch.arange(log_probs.shape[1], device=offsets.device)[:, None]
     cross_entropy = -(targets * (chosen * log_probs).sum(1)).sum(-1)
@@ -466,7 +487,8 @@ class Replay:
         both = torch.cat([index, index + n_step])
         stacks = both[:, None] + torch.arange(1 - self.frames_a_stack, 1, device=self.device)  # [2B, 4]
         alive = stacks >= self.rows["starts"][both][:, None]  # zeros before a life's start, as when it was played
-        obs, next_obs = (self.rows["frames"][stacks.clamp(min=0)] * alive[..., None, None]).chunk(2)
+        frames = self.rows["frames"][stacks.clamp(min=0)] * alive[..., None, None]  # [2B, 4, H, W]
+        obs, next_obs = frames.contiguous(memory_format=torch.channels_last).chunk(2)
         steps = torch.arange(n_step, device=self.device)
         window = index[:, None] + steps  # [B, n]
         dones = self.rows["dones"][window]
