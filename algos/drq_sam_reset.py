@@ -508,11 +508,11 @@ class Replay:
     def state_dict(self):
         """All but the rows, which `save` writes."""
         counters = {"size": self.size, "first": self.first, "start": self.start}
-        return counters | {"priorities": self.priorities, "greatest": self.greatest}
+        return counters | {"priorities": self.priorities[: self.size], "greatest": self.greatest}
 
     def load_state_dict(self, state):
         self.size, self.first, self.start = state["size"], state["first"], state["start"]
-        self.priorities[: self.size] = state["priorities"][: self.size].to(self.device)
+        self.priorities[: self.size] = state["priorities"].to(self.device)
         self.greatest.copy_(state["greatest"])
 
     def save(self, path):
@@ -520,9 +520,11 @@ class Replay:
         rows = np.empty(self.size - self.saved, self.row)
         for name, values in self.rows.items():
             rows[name] = values[self.saved : self.size].cpu()
+        if not np.isfinite(rows["rewards"]).all():
+            sys.exit(f"error: a reward is not finite at step {self.size}; {path} was left as it was")
         with open(path, "ab") as file:
             file.truncate(self.saved * self.row.itemsize)  # what lies behind is of no checkpoint
-            rows.tofile(file)
+            file.write(rows)
             file.flush()
             os.fsync(file.fileno())
         self.saved = self.size
@@ -714,9 +716,6 @@ def train(args, make_envs=make_envs, make_agent=Agent):
         seconds += time.monotonic() - start  # without evaluating and saving
 
         # Log, evaluate, save.
-        if ended:
-            run.log(step, {"charts/episodic_return": episode_return, "charts/episodic_length": episode_length})
-            episode_return, episode_length = 0.0, 0
         exact = ended and crossed(step, args.exact_every, step - exact_step)
         if exact or step % 1000 == 0 or step == args.total_timesteps:
             run.log(step, {"charts/reward": rewards / (step - counted)})
@@ -725,6 +724,9 @@ def train(args, make_envs=make_envs, make_agent=Agent):
                 run.log(step, {f"losses/{key}": value for key, value in losses.items()})
             run.log(step, {"charts/SPS": (step - counted) / seconds, "charts/frames": 4 * step})
             rewards, scalars, seconds, counted = 0.0, [], 0.0, step
+        if ended:
+            run.log(step, {"charts/episodic_return": episode_return, "charts/episodic_length": episode_length})
+            episode_return, episode_length = 0.0, 0
         if crossed(step, args.eval_every, 1):
             if step >= args.learning_starts:
                 run.log(step, active_units(agent, replay, args))
