@@ -30,9 +30,10 @@ VARIANTS = {  # what else of a script has to resume exactly
         {"netrand": False},
     ],
 }
-LATE = {"ppo_netrand": 10}  # a step of the environments in a tiny run's second half, if not the 20th
+# In a tiny run's second half: a step of the environments, a later update, and the last step before the log is written.
+LATE = {"mdpo": (20, 6, 20), "ppo_netrand": (10, 6, 10), "drq_sam_reset": (20, 25, 36)}
 ONE_UPDATE = {"update_epochs": 1, "num_minibatches": 1}  # a gradient's fault is not yet one of the next loss
-ONE_UPDATE = dict.fromkeys(("mdpo", "ppo_netrand"), ONE_UPDATE)
+ONE_UPDATE = dict.fromkeys(("mdpo", "ppo_netrand"), ONE_UPDATE) | {"drq_sam_reset": {"replay_ratio": 1, "sam": False}}
 
 
 def go(script, args, make_envs=ScriptedEnvs):
@@ -253,7 +254,7 @@ def wait_for(process, condition):
 def test_kill_and_resume_on_the_real_environment(script, start, tmp_path):
     """kill -9, resume, SIGINT: what the last exact checkpoint holds is what an uninterrupted run has there."""
     flags = [*ROWS[script.__name__]["flags"].split(), "--eval-every", "0", "--runs-dir", str(tmp_path / "killed")]
-    first = start(*flags, "--total-timesteps", "1000000")
+    first = start(*flags, "--total-timesteps", "100000")
     wait_for(first, lambda: list(tmp_path.glob("killed/*/exact.pt")))
     first.kill()
     assert first.wait() == -signal.SIGKILL
@@ -305,7 +306,7 @@ def test_resuming_an_older_checkpoint_gives_up_the_newer_one(script, tmp_path):
 # ---- Safety saves ----
 def test_timed_saves_change_nothing(script, tmp_path):
     saved = []
-    envs = scripted(LATE.get(script.__name__, 20), lambda _: saved.extend(tmp_path.glob("timed/*/checkpoint.pt")))
+    envs = scripted(LATE[script.__name__][0], lambda _: saved.extend(tmp_path.glob("timed/*/checkpoint.pt")))
     args = tiny_args(script.__name__, tmp_path / "timed", exact_every=0, save_minutes=1e-9)
     go(script, args, envs)
     go(script, replace(args, save_minutes=0, runs_dir=str(tmp_path / "never")))
@@ -361,7 +362,8 @@ def test_signal_saves_at_once_and_ends(script, tmp_path, monkeypatch, capsys, ph
     assert f"--resume {folder}" in capsys.readouterr().out.splitlines()[-1]
     assert signal.getsignal(number) == signal.SIG_DFL  # so that a second one ends the program at once
     done = len(updates) if phase == "update" else envs.steps
-    assert 3 <= done <= 3 + (phase == "train")  # a second agent's step of the same time
+    # Besides: a second agent's step of the same time, the other updates of the same step.
+    assert 3 <= done <= {"train": 4, "update": 2 + getattr(args, "replay_ratio", 1), "evaluate": 3}[phase]
     assert not state_of(folder / "checkpoint.pt")["exact"]
     go(script, replace(args, resume=str(folder)))
     assert state_of(folder / "checkpoint.pt")["step"] == args.total_timesteps
@@ -411,10 +413,10 @@ def watching_saves(script, on_step):
     """on_step(name) is called before each thing that a save does to the disk."""
 
     def watched_open(path, *args, **kwargs):
-        if Path(path).suffix != ".tmp":
+        if Path(path).suffix not in (".tmp", ".bin"):
             return open(path, *args, **kwargs)
         on_step("open")
-        return Watched(open(path, *args, **kwargs), on_step, ("write", "flush"))
+        return Watched(open(path, *args, **kwargs), on_step, ("truncate", "write", "flush"))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(script, "open", watched_open, raising=False)
@@ -435,13 +437,14 @@ def fill_the_disk():
 @pytest.fixture
 def half(script, tmp_path):
     """(arguments to go on to the end, folder of a run that is half done, its state, that at the end, steps between)."""
-    args = tiny_args(script.__name__, tmp_path / "half", eval_every=0)
+    args = tiny_args(script.__name__, tmp_path / "half", eval_every=0, **ONE_UPDATE[script.__name__])
     go(script, replace(args, total_timesteps=args.total_timesteps // 2))
     folder, steps = folder_in(tmp_path / "half"), []
     end = shutil.copytree(folder, tmp_path / "end")
     with watching_saves(script, steps.append):
         go(script, replace(args, resume=str(end)))
     assert "open write flush fsync replace open fsync" in " ".join(steps)
+    assert ("open truncate write flush fsync" in " ".join(steps)) == hasattr(script, "Replay")
     return args, folder, state_of(folder / "checkpoint.pt"), state_of(end / "checkpoint.pt"), steps
 
 
@@ -503,15 +506,15 @@ def poison(kind, outcome, agent):
         parameter.register_hook(lambda gradient: gradient * np.nan)
 
 
-def poisoned_run(script, args, kind, then=lambda: None):
-    """Runs until it ends by itself; half way, something is poisoned and `then` called. -> what it exits with."""
+def poisoned_run(script, args, kind, number, then=lambda: None):
+    """Runs until it ends by itself; in that step something is poisoned and `then` called. -> what it exits with."""
     agents = []
 
     def make_agent(*args):
         agents.append(make_agent_of(script)(*args))
         return agents[-1]
 
-    envs = scripted(LATE.get(script.__name__, 20), lambda outcome: (poison(kind, outcome, agents[0]), then()))
+    envs = scripted(number, lambda outcome: (poison(kind, outcome, agents[0]), then()))
     with pytest.raises(SystemExit) as end:
         script.train(args, envs, make_agent)
     return end.value.code
@@ -521,8 +524,8 @@ def poisoned_run(script, args, kind, then=lambda: None):
     ("kind", "name"), [("reward", r"reward\w*"), ("loss", r"losses/\w*loss"), ("gradient", r"losses/grad_norm")]
 )
 def test_not_finite_ends_the_run_and_is_never_saved(script, tmp_path, kind, name):
-    args = tiny_args(script.__name__, tmp_path, save_minutes=1e-9, **ONE_UPDATE.get(script.__name__, {}))
-    line = poisoned_run(script, args, kind)
+    args = tiny_args(script.__name__, tmp_path, **ONE_UPDATE[script.__name__])
+    line = poisoned_run(script, args, kind, LATE[script.__name__][2])
     assert re.search(rf"{name} is nan at step {args.total_timesteps}", line) and "\n" not in line
     state = script.load_checkpoint(folder_in(tmp_path))
     assert state["step"] == args.total_timesteps // 2 and script.not_finite(state) is None
@@ -531,12 +534,12 @@ def test_not_finite_ends_the_run_and_is_never_saved(script, tmp_path, kind, name
 
 @pytest.mark.parametrize(("kind", "phase"), [("reward", "train"), ("loss", "train"), ("gradient", "update")])
 def test_not_finite_is_not_saved_by_a_signal_either(script, tmp_path, monkeypatch, kind, phase):
-    args = tiny_args(script.__name__, tmp_path)
+    args, (number, update, _) = tiny_args(script.__name__, tmp_path), LATE[script.__name__]
     if phase == "update":
-        send_in_update(monkeypatch, script, signal.SIGTERM, 6)
-        line = poisoned_run(script, args, kind)
+        send_in_update(monkeypatch, script, signal.SIGTERM, update)
+        line = poisoned_run(script, args, kind, number)
     else:
-        line = poisoned_run(script, args, kind, lambda: send(signal.SIGTERM))
+        line = poisoned_run(script, args, kind, number, lambda: send(signal.SIGTERM))
     assert "finite" in line and "at step" in line and "\n" not in line
     state = script.load_checkpoint(folder_in(tmp_path))
     assert state["step"] == args.total_timesteps // 2 and script.not_finite(state) is None
