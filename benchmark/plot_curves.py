@@ -58,6 +58,7 @@ def draw(axis, data, lines, colours, floor):
         for key, (line, levels) in lines.items():
             runs = data[(data["method"] == method) & (data["key"] == key)]
             seeds = runs.pivot_table(index="step", columns="seed", values="value")
+            seeds = seeds.interpolate("index", limit_area="inside")  # seeds that were not logged at the same steps
             if seeds.empty:
                 continue
             if seeds.shape[1] > 1:

@@ -1,6 +1,6 @@
 """Plays a checkpoint on levels it never saw and writes what it does: a grid of episodes, as H.264 (.mp4) or .gif.
 
-Each cell is one episode; when it ends, it darkens and shows the return.
+Each cell is one episode; when it ends, it darkens and shows the return. Of a stack of frames it shows the newest one.
 
     python benchmark/record.py runs/<folder>                                   # runs/<folder>/episodes.mp4
     python benchmark/record.py runs/<folder> --out picture.gif --rows 2 --columns 4
@@ -8,6 +8,7 @@ Each cell is one episode; when it ends, it darkens and shows the return.
 
 import dataclasses
 import importlib.util
+import inspect
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,23 +74,31 @@ def load_script(checkpoint):
 def play(script, agent, args, split, seed, steps):
     """One episode an environment. -> frames, a list over time of lists of (image [3, H, W], return, ended); returns."""
     envs, noise_rng = script.make_envs(args, split), torch.Generator().manual_seed(seed)
-    device = next(agent.parameters()).device
+    device, sampling = next(agent.parameters()).device, "noise" in inspect.signature(script.act).parameters
     obs, _ = envs.reset()
     frames, returns, ended = [], np.zeros(args.num_envs), np.zeros(args.num_envs, dtype=bool)
-    last = obs.copy()
+    last = newest(obs).copy()
     while len(frames) < steps and not ended.all():
-        last[~ended] = obs[~ended]
+        last[~ended] = newest(obs)[~ended]
         frames.append(
             [(image.copy(), *about) for image, *about in zip(last, returns.copy(), ended.copy(), strict=True)]
         )
-        noise = torch.empty(args.num_envs, int(envs.single_action_space.n)).exponential_(generator=noise_rng)
-        actions, _, _ = script.act(agent, torch.as_tensor(obs).to(device), noise.to(device))
+        inputs = [torch.as_tensor(obs).to(device)]
+        if sampling:  # or the agent is greedy
+            noise = torch.empty(args.num_envs, int(envs.single_action_space.n)).exponential_(generator=noise_rng)
+            inputs.append(noise.to(device))
+        actions, *_ = script.act(agent, *inputs)
         obs, reward, terminated, truncated, _ = envs.step(actions.cpu().numpy())
         returns[~ended] += reward[~ended]
         ended |= terminated | truncated
     frames.append([(image, value, done) for image, value, done in zip(last, returns, ended, strict=True)])
     envs.close()
     return frames, returns
+
+
+def newest(obs):
+    """The newest frame of each stack, gray or in colours. [N, C, H, W] -> [N, 3, H, W]."""
+    return obs[:, -3:] if obs.shape[1] % 3 == 0 else obs[:, -1:].repeat(3, axis=1)
 
 
 def grid(cells, rows, columns, scale):

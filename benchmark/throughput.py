@@ -1,9 +1,11 @@
 """Steps/s of a script, where its time goes, and reference commands that take turns with it, iteration by iteration.
 
-All commands are started, and each is paused while another one does an iteration (a reference by SIGSTOP), so that what
-slows the machine down for a while slows all of them. The first iteration of each warms up and does not count. The limit
-is what the bare network reaches in the script's process: forward, backward and Adam on minibatches like an update's,
-called one operation at a time. Memory is the host's, and CPU time a process's: a reference is one process.
+An iteration is a rollout with its updates; of a script that learns with every step, it is some steps (--steps) once it
+learns. All commands are started, and each is paused while another one does an iteration (a reference by SIGSTOP), so
+that what slows the machine down for a while slows all of them. The first iteration of each warms up, on top of random
+steps where a script begins with them, and does not count. The limit is what the bare network reaches in the script's
+process: forward, backward and Adam on minibatches like an update's, called one operation at a time. Memory is the
+host's, and CPU time a process's: a reference is one process.
 
     python benchmark/throughput.py algos/mdpo.py --flags="--env-id bigfish --num-agents 1"
     python benchmark/throughput.py algos/mdpo.py --references "CleanRL=python ppo_procgen.py" --out speed.csv
@@ -40,6 +42,7 @@ class Args:
     references: tuple[str, ...] = ()  # NAME=COMMAND, as many as there are
     mark: str = "^SPS:"  # regular expression of the line with which a reference ends an iteration
     iterations: int = 3  # that count, after one that does not
+    steps: int = 1000  # of an iteration, where there are no rollouts
     out: str | None = None  # CSV file: a row an iteration
     inside: bool = False  # be the script's process (used by this program itself)
 
@@ -48,11 +51,14 @@ def main():
     args = tyro.cli(Args)
     if args.inside:
         return inside(args)
-    if not Path(args.script).is_file() or args.iterations < 1 or not all("=" in text for text in args.references):
-        print("error: a script that exists, --references NAME=COMMAND, --iterations of at least 1", file=sys.stderr)
+    least = min(args.iterations, args.steps)
+    if not Path(args.script).is_file() or least < 1 or not all("=" in text for text in args.references):
+        said = "a script that exists, --references NAME=COMMAND, --iterations and --steps of at least 1"
+        print(f"error: {said}", file=sys.stderr)
         sys.exit(2)
     worker = [sys.executable, __file__, args.script, "--inside", f"--flags={args.flags}"]
-    jobs = [Job(Path(args.script).name, [*worker, "--iterations", str(args.iterations)])]
+    sizes = ["--iterations", str(args.iterations), "--steps", str(args.steps)]
+    jobs = [Job(Path(args.script).name, [*worker, *sizes])]
     for name, _, command in (reference.partition("=") for reference in args.references):
         jobs.append(Job(name, shlex.split(command), args.mark))
     try:
@@ -180,34 +186,44 @@ def inside(args):
     rest = ["--eval-every", "0", "--save-minutes", "0", "--exact-every", "0", *shlex.split(args.flags)]
     run_args = tyro.cli(script.Args, args=rest)
     sys.stdin.readline()
-    batch_size = run_args.num_envs * run_args.num_steps
-    clock, log = Clock(), script.Run.log
+    rollouts, first = hasattr(run_args, "num_steps"), getattr(run_args, "learning_starts", 0)
+    batch_size = run_args.num_envs * run_args.num_steps if rollouts else args.steps
+    clock, log, tick, calls = Clock(), script.Run.log, script.Run.tick, []
 
     def make_envs(*about):
         envs = script.make_envs(*about)
         envs.step = clock.timed("environments", envs.step)
         return envs
 
+    def end_iteration():
+        print(json.dumps(clock.read()), flush=True)
+        sys.stdin.readline()
+        clock.reset()
+
     def logged(run, step, values):
         log(run, step, values)
-        if "charts/SPS" in values:
-            print(json.dumps(clock.read()), flush=True)
-            sys.stdin.readline()
-            clock.reset()
+        if rollouts and "charts/SPS" in values:
+            end_iteration()
 
-    script.evaluate, script.Run.log = clock.timed("evaluation", script.evaluate), logged
+    def ticked(run, save, steps=0):
+        tick(run, save, steps)
+        if not rollouts and steps and run.bar.n > first and (run.bar.n - first) % batch_size == 0:
+            end_iteration()
+
+    script.evaluate, script.Run.log, script.Run.tick = clock.timed("evaluation", script.evaluate), logged, ticked
+    script.update = noting_calls(script.update, calls)
     call, phase = script.Captured.__call__, {True: "update", False: "inference"}
     by_phase = {name: clock.timed(name, call) for name in phase.values()}
     script.Captured.__call__ = lambda self, *inputs: by_phase[phase[bool(self.parts)]](self, *inputs)
     with tempfile.TemporaryDirectory() as runs_dir:
-        total = (1 + args.iterations) * batch_size
+        total = first + (1 + args.iterations) * batch_size
         trained = script.train(replace(run_args, runs_dir=runs_dir, total_timesteps=total), make_envs)
         agents = trained if isinstance(trained, list) else [trained]
         about = json.loads(next(Path(runs_dir).glob("*/args.json")).read_text())
     hardware, packages = about["hardware"], about["packages"]
     about = {
         "steps": batch_size * len(agents),
-        "limit_seconds": limit_seconds(script, agents, run_args),
+        "limit_seconds": limit_seconds(rollout_calls(script, agents, run_args) if rollouts else calls),
         "precision": about["args"]["precision"],
         "command": shlex.join(["python", "algos/" + Path(args.script).name, *shlex.split(args.flags)]),
         "commit": about["commit"],
@@ -262,23 +278,59 @@ def now():
     return time.monotonic()
 
 
-def limit_seconds(script, agents, args):
-    """Seconds of forward, backward and Adam for the images and networks of an update and nothing else: the least."""
+def noting_calls(function, calls):
+    """The function; the networks that it calls at first, not their parts, are noted: (network, inputs, if to learn)."""
+    modules, within = torch.nn.modules.module, []
+
+    def enter(module, inputs):
+        if not within:
+            learns = torch.is_grad_enabled() and any(param.requires_grad for param in module.parameters())
+            calls.append((module, [value.detach().clone() for value in inputs], learns))
+        within.append(module)
+
+    def leave(*_):
+        within.pop()
+
+    def noting(*inputs):
+        if calls:
+            return function(*inputs)
+        hooks = modules.register_module_forward_pre_hook(enter), modules.register_module_forward_hook(leave)
+        outputs = function(*inputs)
+        for hook in hooks:
+            hook.remove()
+        return outputs
+
+    return noting
+
+
+def rollout_calls(script, agents, args):
+    """What an update on a minibatch of a rollout would be noted to call, on images of noise."""
     size = args.num_envs * args.num_steps // args.num_minibatches
     device = next(agents[0].parameters()).device
     images = torch.randint(0, 256, (size, 3, 64, 64), dtype=torch.uint8, device=device)
     slices = images.split(script.CPU_BATCH if device.type == "cpu" else size)
-    optimizer = torch.optim.Adam(itertools.chain(*(agent.parameters() for agent in agents)), lr=1e-6, fused=True)
-    networks = agents if getattr(args, "distill_coef", 0) > 0 else agents[:1]
+    distilling = getattr(args, "distill_coef", 0) > 0
     matching = getattr(args, "netrand", False) and args.fm_coef > 0
+    calls = []
+    for agent, obs in itertools.product(agents, slices):
+        calls += [(network, [obs], True) for network in (agents if distilling else [agent])]
+        calls += [(agent, [obs], False)] * matching  # the features that others are matched to need no gradient
+    return calls
+
+
+def limit_seconds(calls):
+    """Seconds of forward, backward and Adam for the images and networks of an update and nothing else: the least."""
+    learning = {network: list(network.parameters()) for network, _, learns in calls if learns}
+    optimizer = torch.optim.Adam(itertools.chain(*learning.values()), lr=1e-6, fused=True)
 
     def step():
         optimizer.zero_grad()
-        for _, obs in itertools.product(agents, slices):
-            sum(output.square().mean() for network in networks for output in network(obs)).backward()
-            if matching:  # the features that others are matched to need no gradient
-                with torch.no_grad():
-                    networks[0](obs)
+        for network, inputs, learns in calls:
+            with torch.set_grad_enabled(learns):
+                outputs = network(*inputs)
+            if learns:
+                outputs = outputs if isinstance(outputs, tuple) else [outputs]
+                sum(output.square().mean() for output in outputs).backward()
         optimizer.step()
 
     seconds = []

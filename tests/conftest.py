@@ -36,14 +36,15 @@ ROWS = {
         " --num-steps 8 --num-minibatches 2 --update-epochs 1"
         " --exact-every 32 --eval-every 32 --eval-episodes 2 --final-eval-episodes 4 --mc-samples 2 --no-cuda",
     },
-    # Exact checkpoints wait for a game's end, and beta grows until the last step. Here a game's end is due when an exact
-    # checkpoint is, as games take three steps; and beta is one from the start, or longer runs would differ.
+    # Exact checkpoints wait for a game's end: scripted games take three steps and end when an exact checkpoint is due;
+    # of real ones, the second ends a little after learning starts. Beta is one, or a run's length would show in it.
+    # Evaluated agents act at random half of the time: untrained ones may stand still until a game's time limit.
     "drq_sam_reset": {
         "args": {"total_timesteps": 36, "learning_starts": 8, "batch_size": 4, "n_step": 3, "n_atoms": 11}
         | {"prioritized_replay_beta": 1.0, "reset_every": 10, "shrink_perturb": 0.8}
         | {"exact_every": 18, "eval_every": 18, "eval_episodes": 4, "final_eval_episodes": 4, "cuda": False},
-        "flags": "--env-id road_runner --total-timesteps 600 --learning-starts 560 --batch-size 4 --reset-every 40"
-        " --prioritized-replay-beta 1 --exact-every 100 --eval-every 300 --eval-episodes 2 --final-eval-episodes 2"
+        "flags": "--env-id road_runner --total-timesteps 520 --learning-starts 505 --batch-size 4 --reset-every 10"
+        " --prioritized-replay-beta 1 --exact-every 100 --eval-every 260 --eval-episodes 2 --final-eval-episodes 2"
         " --eval-epsilon 0.5 --no-cuda",
     },
 }

@@ -91,6 +91,17 @@ def test_the_mean_goes_as_far_as_all_seeds_go(folders):
     plt.close(figure)
 
 
+def test_seeds_that_were_logged_at_other_steps_share_a_mean():
+    """As when each game's return is logged at its end. Between its own steps a seed goes straight on."""
+    about = {"method": ["A"] * 5, "key": ["charts/episodic_return"] * 5, "seed": [1, 1, 2, 2, 2]}
+    data = pd.DataFrame(about | {"step": [0, 20, 5, 10, 30], "value": [0.0, 20.0, 15.0, 20.0, 0.0]})
+    figure, axis = plt.subplots()
+    plot_curves.draw(axis, data, {"charts/episodic_return": ("-", "episodes")}, {"A": "red"}, None)
+    *_, mean = axis.get_lines()
+    assert list(mean.get_xdata()) == [5, 10, 20] and list(mean.get_ydata()) == [10.0, 15.0, 15.0]
+    plt.close(figure)
+
+
 def test_plot_says_what_is_wrong(folders, monkeypatch, capsys):
     run(collect, monkeypatch, *[f"{name}={folders}/run0" for name in "ABCDEFG"], "--out", folders / "many.csv")
     for path in ("many.csv", "nowhere.csv"):

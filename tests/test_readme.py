@@ -51,7 +51,9 @@ def short_form(path, argv):
     script = script_of(path, argv)
     flags = shlex.split(ROWS["mdpo" if script == "ppo_netrand" else script]["flags"])  # in the mode that is asked for
     flags = [*flags[flags.index("--total-timesteps") :], "--final-eval-episodes", "2"]
-    return flags + {"ppo_netrand": ["--mc-samples", "1"], "mdpo": ["--eval-every", "64"]}.get(script, [])
+    more = {"ppo_netrand": ["--mc-samples", "1"], "mdpo": ["--eval-every", "64"]}
+    more["drq_sam_reset"] = ["--eval-every", "1000", "--final-eval-episodes", "1"]  # a game of boxing takes its time
+    return flags + more[script]
 
 
 def script_of(path, argv):
@@ -85,9 +87,11 @@ def test_command(command, checkout, monkeypatch):
     path, *argv = words
     if "runs/<" in command:
         script = script_of(path, argv)
-        if not list(checkout.glob(f"runs/bossfight__{script}__*")):
-            run_python(checkout / f"algos/{script}.py", shlex.split(ROWS[script]["flags"]), monkeypatch)
-        folder = str(min(checkout.glob(f"runs/bossfight__{script}__*")))
+        flags = shlex.split(ROWS[script]["flags"])
+        runs = f"runs/{flags[1]}__{script}__*"
+        if not list(checkout.glob(runs)):
+            run_python(checkout / f"algos/{script}.py", flags, monkeypatch)
+        folder = str(min(checkout.glob(runs)))
         argv = [re.sub(r"runs/<.*?>", folder, word) for word in argv]
     if path.startswith("tests/"):
         subprocess.run([sys.executable, path, *(word.replace("NAME", "fail") for word in argv)], check=True)

@@ -17,6 +17,7 @@ import torch
 from conftest import ROOT, ROWS, SCRIPTS, ScriptedEnvs, load, make_agent_of, replace, tiny_args
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_copies import dependencies, fields
+from test_curves import load as benchmark
 
 
 @pytest.fixture(scope="module", params=SCRIPTS)
@@ -139,6 +140,21 @@ def test_evaluate_repeats_the_evaluation(run, monkeypatch, capsys):
     run.module.main()
     assert path.read_text() == text
     assert text.replace(",", "\t") in capsys.readouterr().out
+
+
+def test_record_shows_the_newest_frames(run, monkeypatch):
+    """The first picture is what the environments begin with, enlarged; test_readme.py writes films."""
+    record, pictures = benchmark("record"), []
+    monkeypatch.setattr(record, "write", lambda path, frames, fps: pictures.extend(frames))
+    flags = ["--rows", "1", "--columns", "2", "--scale", "2", "--steps", "3"]
+    monkeypatch.setattr(sys, "argv", ["record.py", str(run.folder), *flags])
+    record.main()
+    args = run.module.Args(**run.module.load_checkpoint(run.folder)["args"])
+    obs, _ = run.module.make_envs(replace(args, num_envs=2, seed=0), "test").reset()
+    height, width = obs.shape[2:]
+    assert [picture.shape for picture in pictures] == [(2 * height, 4 * width, 3)] * 4
+    cell = pictures[0][::2, : 2 * width : 2]
+    assert np.array_equal(cell[: height // 2, :, -1], obs[0, -1, : height // 2])  # below is the return
 
 
 @pytest.mark.parametrize("terminal", [False, True])

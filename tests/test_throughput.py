@@ -86,8 +86,9 @@ def test_limit_fraction():
     assert throughput.limit_fraction(rows, {"limit_seconds": 0.4}) == pytest.approx(0.8)
 
 
-@pytest.mark.parametrize("flags", ["nowhere.py", "algos/mdpo.py --iterations 0", "algos/mdpo.py --references python"])
+@pytest.mark.parametrize("flags", ["--iterations 0", "--steps 0", "--references python", None])
 def test_wrong_arguments(flags, monkeypatch, capsys):
+    flags = f"algos/mdpo.py {flags}" if flags else "nowhere.py"
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["throughput.py", *flags.split()])
     with pytest.raises(SystemExit, match=r"^2$"):
@@ -100,7 +101,8 @@ def test_a_script_beside_a_reference(name, tmp_path):
     (tmp_path / "counter.py").write_text(COUNTER)
     reference = shlex.join([sys.executable, str(tmp_path / "counter.py"), str(tmp_path / "count"), "9"])
     command = [sys.executable, "benchmark/throughput.py", f"algos/{name}.py", f"--flags={ROWS[name]['flags']}"]
-    command += ["--references", f"counter={reference}", "--iterations", "2", "--out", str(tmp_path / "speed.csv")]
+    command += ["--references", f"counter={reference}", "--iterations", "2", "--steps", "5"]
+    command += ["--out", str(tmp_path / "speed.csv")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader((tmp_path / "speed.csv").open()))
