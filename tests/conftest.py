@@ -123,7 +123,8 @@ class TinyRainbow(nn.Module):
         super().__init__()
         script, num_actions = load("drq_sam_reset"), int(envs.single_action_space.n)
         self.backbone = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 16), nn.ReLU())
-        self.head = script.DuelingHead(16, num_actions, args.n_atoms, args.noisy_std)
+        layer = script.NoisyLinear(16, num_actions * args.n_atoms, args.noisy_std)
+        self.head = nn.Sequential(layer, nn.Unflatten(1, (num_actions, args.n_atoms)))
         self.register_buffer("support", torch.linspace(args.v_min, args.v_max, args.n_atoms))
 
     def forward(self, pixels):
