@@ -71,8 +71,9 @@ class ScriptedEnvs:
     what the agent does, and nothing else is random. Odd environments end by truncation, even ones by termination.
     """
 
-    def __init__(self, args, split, restart=0, obs_shape=(3, 64, 64), num_actions=15):
+    def __init__(self, args, split, restart=0, obs_shape=None, num_actions=15):
         self.num_envs = args.num_envs
+        obs_shape = obs_shape or obs_shape_of(type(args).__module__)
         self.single_observation_space = gym.spaces.Box(0, 255, obs_shape, np.uint8)
         self.single_action_space = gym.spaces.Discrete(num_actions)
         self.rng = np.random.default_rng((args.seed, len(split), restart))
@@ -122,7 +123,7 @@ class TinyRainbow(nn.Module):
     def __init__(self, envs, args):
         super().__init__()
         script, num_actions = load("drq_sam_reset"), int(envs.single_action_space.n)
-        self.backbone = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 16), nn.ReLU())
+        self.backbone = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64, 16), nn.ReLU())
         layer = script.NoisyLinear(16, num_actions * args.n_atoms, args.noisy_std)
         self.head = nn.Sequential(layer, nn.Unflatten(1, (num_actions, args.n_atoms)))
         self.register_buffer("support", torch.linspace(args.v_min, args.v_max, args.n_atoms))
@@ -134,9 +135,13 @@ class TinyRainbow(nn.Module):
         return (log_probs.exp() * self.support).sum(-1)
 
 
-# The smallest network of a script, where its own is slow; and what its own one sees, where that is not Procgen's.
+# The smallest network of a script, where its own is slow; and what is seen, where that is not Procgen's.
 AGENTS = {"mdpo": TinyAgent, "ppo_netrand": TinyAgent, "drq_sam_reset": TinyRainbow}
 OBS_SHAPES = {"drq_sam_reset": (4, 84, 84)}
+
+
+def obs_shape_of(name):
+    return OBS_SHAPES.get(name, (3, 64, 64))
 
 
 def make_agent_of(script):

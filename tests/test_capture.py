@@ -10,13 +10,18 @@ import pytest
 import torch
 from conftest import SCRIPTS, ScriptedEnvs, load, make_agent_of, replace, tiny_args, weights
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 CAPTURING = [name for name in SCRIPTS if hasattr(load(name), "Captured")]
 CHANGING = {  # what of a script changes from one iteration to the next
     "mdpo": {"anneal_lr": True},
     "ppo_netrand": {"anneal_lr": True, "anneal_clip": True, "clean_prob": 0.5, "total_timesteps": 64},
 }
+
+
+def memory_of(values):
+    """Tensors of the same memory, which stay with it when the `data` of those given become another tensor's."""
+    return tree_map(lambda value: value.detach() if isinstance(value, torch.Tensor) else value, values)
 
 
 class StandIn(TorchDispatchMode):
@@ -28,11 +33,12 @@ class StandIn(TorchDispatchMode):
         graph.operations = self.operations
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        args, kwargs = memory_of(args), memory_of(kwargs or {})
         if func._schema.is_mutable:
             values = [value for value in tree_leaves(args) if isinstance(value, torch.Tensor)]
             self.before.extend((value, value.clone()) for value in values)
-        outputs = func(*args, **kwargs or {})
-        self.operations.append((func, args, kwargs or {}, outputs))
+        outputs = func(*args, **kwargs)
+        self.operations.append((func, args, kwargs, outputs))
         return outputs
 
     def __exit__(self, *error):

@@ -17,7 +17,18 @@ import numpy as np
 import pytest
 import torch
 import tyro
-from conftest import ROWS, ScriptedEnvs, TinyAgent, agents_of, load, make_agent_of, replace, tiny_args, weights
+from conftest import (
+    ROWS,
+    ScriptedEnvs,
+    TinyAgent,
+    agents_of,
+    load,
+    make_agent_of,
+    obs_shape_of,
+    replace,
+    tiny_args,
+    weights,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 PPO = [name for name in ROWS if hasattr(load(name), "RewardNormaliser")]
@@ -549,7 +560,7 @@ def test_not_finite_is_not_saved_by_a_signal_either(script, tmp_path, monkeypatc
 def actions_of(script, agent):
     """What an agent does on fixed observations."""
     rng = torch.Generator().manual_seed(1)
-    obs = torch.randint(0, 256, (64, 3, 64, 64), dtype=torch.uint8, generator=rng)
+    obs = torch.randint(0, 256, (64, *obs_shape_of(script.__name__)), dtype=torch.uint8, generator=rng)
     noise = [torch.empty(64, 15).exponential_(generator=rng)] * (script.__name__ in PPO)
     return script.act(agent, obs, *noise)
 
