@@ -164,6 +164,12 @@ def replace(args, **changes):
     return dataclasses.replace(args, **changes)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def envpool():
+    """Imported with the libraries of Procgen: it looks for them once, and a script of another suite does not."""
+    load("mdpo").import_envpool()
+
+
 @pytest.fixture(params=SCRIPTS)
 def script(request):
     """Each script in turn, as a module."""
