@@ -15,11 +15,11 @@ import tyro
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: safe for the colour-blind
 COLUMNS = {  # a panel's title, and the line of each key in it
     "evaluations": {
-        "eval/test_return": ("o-", "unseen levels"),
-        "eval/train_return": ("s--", "training levels"),
-        "eval/full_look_return": ("^:", "training levels, unseen look"),
+        "eval/test_return": ("o-", "test"),
+        "eval/train_return": ("s--", "train"),
+        "eval/full_look_return": ("^:", "train, unseen look"),
     },
-    "while learning": {"charts/episodic_return": ("-", "last 100 episodes")},
+    "while learning": {"charts/episodic_return": ("-", "training")},
 }
 
 
@@ -67,7 +67,7 @@ def draw(axis, data, lines, colours, floor):
             axis.plot(seeds.dropna().mean(axis=1), line, color=colour, linewidth=2, markersize=5, label=label)
     level = data[(data["method"] == floor) & (data["key"] == "eval/test_return")]
     if len(level):
-        axis.axhline(level["value"].mean(), linestyle="-.", color="black", label=f"{floor}, unseen levels")
+        axis.axhline(level["value"].mean(), linestyle="-.", color="black", label=f"{floor}, test")
     axis.set_xlabel("steps of each agent")
     axis.set_xlim(left=0)
     axis.grid(alpha=0.3)
