@@ -292,9 +292,11 @@ def built_once(agent):
     layers = [layer for layer in agent.modules() if isinstance(layer, NoisyLinear)]
     for layer in layers:
         layer.built = layer.build()
-    yield
-    for layer in layers:
-        layer.built = None
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.built = None
 
 
 def noise_of(agent):
