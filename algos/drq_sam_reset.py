@@ -234,6 +234,7 @@ class Agent(nn.Module):
         self.to(memory_format=torch.channels_last)  # the faster layout of convolutions on a CPU
 
     def forward(self, pixels):  # [B, 4, 84, 84] in 0..1
+        # Easy to miss: bf16 is for the head too, which holds nearly all of the weights.
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.bf16):
             hidden = self.backbone(pixels)  # [B, 3136]
             if hidden.requires_grad:  # Reference code: rainbow_policy.py:122, two streams' gradients in one backbone
@@ -275,7 +276,7 @@ class NoisyLinear(nn.Module):
         self.built = None  # by `built_once`
 
     def build(self):
-        """(weight, bias)"""
+        """Weight and bias with the noise in them; in eval mode, their means."""
         if not self.training:
             return self.weight, self.bias
         of_inputs, of_outputs = self.noise.split([self.weight.shape[1], self.weight.shape[0]])
