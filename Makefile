@@ -19,11 +19,14 @@ install: libraries .venv/installed
 	.venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
-# The Debian packages of what is missing: `python3 -m venv`, and two libraries that Procgen's Qt draws with.
+# The Debian packages of what is missing: `python3 -m venv`, two libraries that Procgen's Qt draws with, and what
+# DeepMind Control renders with (EGL, and Mesa where there is no GPU's driver; or OSMesa, which is left as it is).
 needs = $(shell $(PYTHON) -c '$(1)' 2>/dev/null || echo $(2))
 MISSING = $(strip $(call needs,import venv; import ensurepip,python3-venv) \
 	$(call needs,import ctypes; ctypes.CDLL("libGL.so.1"),libgl1) \
-	$(call needs,import ctypes; ctypes.CDLL("libgthread-2.0.so.0"),libglib2.0-0))
+	$(call needs,import ctypes; ctypes.CDLL("libgthread-2.0.so.0"),libglib2.0-0) \
+	$(call needs,import ctypes; ctypes.CDLL("libEGL.so.1"),libegl1) \
+	$(call needs,import glob; glob.glob("/usr/lib/*/dri/*") or glob.glob("/usr/lib/*/libEGL_nvidia*") or 1 / 0,libgl1-mesa-dri))
 
 libraries:
 	@missing="$(MISSING)"; test -z "$$missing" || \

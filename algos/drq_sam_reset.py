@@ -88,11 +88,11 @@ class Args:
     eval_envs: int = 50  # games that an evaluation plays side by side
     eval_epsilon: float = 0.001  # share of random actions in an evaluation
 
-    env_id: str = "pong"  # the game, by its name or by its EnvPool id (a wrong one is told the right ones)
-    total_timesteps: int = 100_000  # steps an agent (PPO: rounded up to whole rollouts)
+    env_id: str = "pong"  # the game (or its EnvPool id) or task; a wrong one is told the right ones
+    total_timesteps: int = 100_000  # steps an agent (PPO: rounded up to whole rollouts; DMC, 0: the paper's)
     # Paper: the method.
     sam: bool = True  # sharpness-aware minimisation; off: plain Adam
-    sam_rho: float = 0.1  # rho, length of the step to the worst point nearby
+    sam_rho: float = 0.1  # rho, length of the step to the worst point nearby (DMC: 0, the task's)
     sam_scope: Literal["all", "backbone", "head"] = "all"  # what takes that step
     sam_noise: Literal["independent", "reuse", "none"] = "independent"  # noise of SAM's second pass; none: of its first
     reset_every: int = 40_000  # updates between resets of the head (0: never)

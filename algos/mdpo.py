@@ -84,13 +84,13 @@ class Args:
     final_eval_episodes: int = 128  # episodes of the last evaluation
     eval_seed: int = 42  # draws the evaluated levels, the same ones each time
 
-    env_id: str = "bigfish"  # the game, by its name or by its EnvPool id (a wrong one is told the right ones)
+    env_id: str = "bigfish"  # the game (or its EnvPool id) or task; a wrong one is told the right ones
     distribution_mode: Literal["easy", "hard"] = "hard"  # difficulty of the levels (an EnvPool id has its own)
     num_levels: int = -1  # training levels (-1: 500 in hard mode, 200 in easy; 0: all there are)
     start_level: int = 0  # first training level
     # Paper: appendix C, Table 2, from here on. Reference code, where it is silent: norm_adv trainer.py:51-53,
     # clip_vloss trainer.py:88-100, max_grad_norm main.py:34; and eval_seed main.py:115.
-    total_timesteps: int = 50_000_000  # steps an agent (PPO: rounded up to whole rollouts)
+    total_timesteps: int = 50_000_000  # steps an agent (PPO: rounded up to whole rollouts; DMC, 0: the paper's)
     num_envs: int = 64  # N, parallel environments an agent
     num_steps: int = 256  # T, steps of a rollout
     num_minibatches: int = 8  # minibatches an epoch

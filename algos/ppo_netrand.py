@@ -84,13 +84,13 @@ class Args:
     final_eval_episodes: int = 128  # episodes of the last evaluation
     eval_seed: int = 42  # draws the evaluated levels, the same ones each time
 
-    env_id: str = "coinrun"  # the game, by its name or by its EnvPool id (a wrong one is told the right ones)
+    env_id: str = "coinrun"  # the game (or its EnvPool id) or task; a wrong one is told the right ones
     distribution_mode: Literal["easy", "hard"] = "hard"  # difficulty of the levels (an EnvPool id has its own)
     num_levels: int = -1  # training levels (-1: 500 in hard mode, 200 in easy; 0: all there are)
     start_level: int = 0  # first training level
     plain_look: bool = False  # train on one theme without backgrounds, evaluate on the full look too (hard CoinRun)
     paint_vel_info: bool = False  # paint the velocity box that old CoinRun had (--plain-look does too)
-    total_timesteps: int = 25_000_000  # steps an agent (PPO: rounded up to whole rollouts)
+    total_timesteps: int = 25_000_000  # steps an agent (PPO: rounded up to whole rollouts; DMC, 0: the paper's)
     # Paper: the method. What it leaves open is the authors' code's; mc_samples is in neither, 10 is ours.
     netrand: bool = True  # the method; off: PPO
     clean_prob: float = 0.1  # alpha, share of the iterations without a random kernel. Reference code: config.py:125

@@ -77,9 +77,10 @@ def play(script, agent, args, split, seed, steps):
     device, sampling = next(agent.parameters()).device, "noise" in inspect.signature(script.act).parameters
     obs, _ = envs.reset()
     frames, returns, ended = [], np.zeros(args.num_envs), np.zeros(args.num_envs, dtype=bool)
-    last = newest(obs).copy()
+    gray = hasattr(script, "Replay") and obs.shape[1] < 9  # three frames of a replay are gray, and no picture's colours
+    last = newest(obs, gray).copy()
     while len(frames) < steps and not ended.all():
-        last[~ended] = newest(obs)[~ended]
+        last[~ended] = newest(obs, gray)[~ended]
         frames.append(
             [(image.copy(), *about) for image, *about in zip(last, returns.copy(), ended.copy(), strict=True)]
         )
@@ -96,9 +97,9 @@ def play(script, agent, args, split, seed, steps):
     return frames, returns
 
 
-def newest(obs):
+def newest(obs, gray):
     """The newest frame of each stack, gray or in colours. [N, C, H, W] -> [N, 3, H, W]."""
-    return obs[:, -3:] if obs.shape[1] % 3 == 0 else obs[:, -1:].repeat(3, axis=1)
+    return obs[:, -1:].repeat(3, axis=1) if gray else obs[:, -3:]
 
 
 def grid(cells, rows, columns, scale):

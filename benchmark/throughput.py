@@ -227,7 +227,9 @@ def inside(args):
         "precision": about["args"]["precision"],
         "command": shlex.join(["python", "algos/" + Path(args.script).name, *shlex.split(args.flags)]),
         "commit": about["commit"],
-        "packages": " ".join(f"{name}=={packages[name]}" for name in ("torch", "numpy", "envpool") if name in packages),
+        "packages": " ".join(
+            f"{name}=={packages[name]}" for name in ("torch", "numpy", "envpool", "dm_control") if name in packages
+        ),
         "hardware": f"{hardware['gpu'] or 'no GPU'}, {hardware['cores']} cores {hardware['cpu']},"
         f" {hardware['torch_threads']} torch threads",
     }

@@ -47,6 +47,15 @@ ROWS = {
         " --prioritized-replay-beta 1 --exact-every 100 --eval-every 260 --eval-episodes 2 --final-eval-episodes 2"
         " --eval-epsilon 0.5 --no-cuda",
     },
+    # Of the real task an episode is 20 steps of 50 frames, and rendering is what takes the time.
+    "sac_sam_reset": {
+        "args": {"total_timesteps": 36, "learning_starts": 8, "batch_size": 4, "buffer_size": 20, "reset_every": 10}
+        | {"action_repeat": 2, "sam_rho": 0.05, "exact_every": 18, "eval_every": 18, "eval_episodes": 4}
+        | {"final_eval_episodes": 4, "cuda": False},
+        "flags": "--env-id cartpole-swingup --total-timesteps 50 --action-repeat 50 --sam-rho 0.05 --learning-starts 25"
+        " --batch-size 4 --buffer-size 30 --reset-every 10 --exact-every 20 --eval-every 25 --eval-episodes 2"
+        " --final-eval-episodes 2 --no-cuda",
+    },
 }
 
 
@@ -69,6 +78,7 @@ class ScriptedEnvs:
 
     The reward is 1 for the action that is the step's number modulo the number of actions, else 0; so returns depend on
     what the agent does, and nothing else is random. Odd environments end by truncation, even ones by termination.
+    Where actions are vectors (a script with --action-repeat), the sign of the first number stands for the action.
     """
 
     def __init__(self, args, split, restart=0, obs_shape=None, num_actions=15):
@@ -76,6 +86,9 @@ class ScriptedEnvs:
         obs_shape = obs_shape or obs_shape_of(type(args).__module__)
         self.single_observation_space = gym.spaces.Box(0, 255, obs_shape, np.uint8)
         self.single_action_space = gym.spaces.Discrete(num_actions)
+        self.vectors = hasattr(args, "action_repeat")
+        if self.vectors:
+            self.single_action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
         self.rng = np.random.default_rng((args.seed, len(split), restart))
         self.time = np.zeros(self.num_envs, dtype=int)
 
@@ -86,7 +99,8 @@ class ScriptedEnvs:
         return self.observe(), {}
 
     def step(self, actions):
-        reward = (actions == self.time % self.single_action_space.n).astype(np.float32)
+        actions, count = (actions[:, 0] > 0, 2) if self.vectors else (actions, self.single_action_space.n)
+        reward = (actions == self.time % count).astype(np.float32)
         self.time += 1
         done = self.time == np.arange(self.num_envs) + 3
         self.time[done] = 0
@@ -135,8 +149,19 @@ class TinyRainbow(nn.Module):
         return (log_probs.exp() * self.support).sum(-1)
 
 
+class TinySac(nn.Module):
+    """The smallest network with the interface of the Agent of sac_sam_reset.py."""
+
+    def __init__(self, envs, args):
+        super().__init__()
+        script, num_actions = load("sac_sam_reset"), envs.single_action_space.shape[0]
+        self.encoder = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 16), nn.ReLU())
+        self.critic, self.actor = script.Critic(16, num_actions), script.Actor(16, num_actions)
+        self.log_alpha = nn.Parameter(torch.tensor(args.initial_alpha).log())
+
+
 # The smallest network of a script, where its own is slow; and what is seen, where that is not Procgen's.
-AGENTS = {"mdpo": TinyAgent, "ppo_netrand": TinyAgent, "drq_sam_reset": TinyRainbow}
+AGENTS = {"mdpo": TinyAgent, "ppo_netrand": TinyAgent, "drq_sam_reset": TinyRainbow, "sac_sam_reset": TinySac}
 OBS_SHAPES = {"drq_sam_reset": (4, 84, 84)}
 
 

@@ -19,7 +19,7 @@ GAMES += " plunder starpilot"
 # (flags, what the error's line says); @ is the folder that `runs` fills.
 EVERY_SCRIPT = [
     ("--seed -1", "--seed -1: from"),
-    ("--total-timesteps 0", "--total-timesteps 0: from"),
+    ("--total-timesteps -1", "--total-timesteps -1: from"),
     ("--save-minutes nan", "--save-minutes nan: from"),
     ("--save-minutes inf", "--save-minutes inf: from"),
     ("--exact-every -1", "--exact-every -1: from"),
@@ -49,6 +49,7 @@ EVERY_SCRIPT = [
 ]
 ONE_SCRIPT = {
     "mdpo": [
+        ("--total-timesteps 0", "--total-timesteps 0: from"),
         ("--env-id bigfsh", "--env-id bigfsh: no such game, bigfish is nearest of " + GAMES),
         ("--env-id Minor-v0", "--env-id Minor-v0: no such game, miner is nearest of " + GAMES),
         ("--env-id BigfishMedium-v0", "--env-id BigfishMedium-v0: no such game, bigfish is nearest of " + GAMES),
@@ -97,6 +98,19 @@ ONE_SCRIPT = {
         ("--final-eval-episodes 65", "--final-eval-episodes 65: not a multiple of the 64 environments"),
         ("--resume @/run --clean-prob 0.9", "--clean-prob is 0.1 in that run and stays so"),
         ("--resume @/run --no-netrand", "--netrand is True in that run and stays so"),
+    ],
+    "sac_sam_reset": [
+        ("--env-id cheetah-walk", "--env-id cheetah-walk: no such task, cheetah-run is nearest of acrobot-swingup"),
+        ("--env-id lqr-lqr_2_1", "--env-id lqr-lqr_2_1: no such task"),
+        ("--num-envs 2", "--num-envs 2: from 1 to 1"),
+        ("--action-repeat -1", "--action-repeat -1: from"),
+        ("--sam-rho nan", "--sam-rho nan: from"),
+        ("--learning-starts 0", "--learning-starts 0: from 1"),
+        ("--buffer-size 1000000000", "--buffer-size: 3906250 MB of replay do not fit into"),
+        ("--total-timesteps 1000000000000", "--total-timesteps: 3906250000 MB of replay do not fit into"),
+        ("--resume @/run --sam-on actor", "--sam-on is both in that run and stays so"),
+        ("--resume @/run --action-repeat 4", "--action-repeat is 2 in that run and stays so"),
+        ("--resume @/run --env-id walker-run", "--env-id is cheetah-run in that run and stays so"),
     ],
 }
 CASES = [(name, *case) for name in SCRIPTS for case in EVERY_SCRIPT + ONE_SCRIPT.get(name, [])]

@@ -22,7 +22,7 @@ BANNERS += ["Training", "Evaluation, checkpoints and logs"]
 BANNERS = [f"# ---- {number}. {title} ----" for number, title in enumerate(BANNERS, 1)]
 DIFFER = {"Args", "make_envs", "Agent", "update", "train", "evaluate", "check"}  # by nature, without a mark
 MARK = "# Modified from"
-BESIDES = {"torch.utils.tensorboard": "tensorboard"}  # a package that an import needs besides its own
+BESIDES = {"torch.utils.tensorboard": "tensorboard", "dm_control": "mujoco"}  # what an import needs besides its own
 OPTIONAL = {"wandb"}  # imported if a flag asks for it
 
 

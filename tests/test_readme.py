@@ -52,6 +52,7 @@ def short_form(path, argv):
     flags = shlex.split(ROWS["mdpo" if script == "ppo_netrand" else script]["flags"])  # in the mode that is asked for
     flags = [*flags[flags.index("--total-timesteps") :], "--final-eval-episodes", "2"]
     more = {"ppo_netrand": ["--mc-samples", "1"], "mdpo": ["--eval-every", "64"]}
+    more["sac_sam_reset"] = []
     more["drq_sam_reset"] = ["--eval-every", "1000", "--final-eval-episodes", "1"]  # a game of boxing takes its time
     return flags + more[script]
 
@@ -59,8 +60,9 @@ def short_form(path, argv):
 def script_of(path, argv):
     """The script that a command runs, or whose runs it looks at."""
     words = [path, *argv]
-    if any("drq" in word for word in words):
-        return "drq_sam_reset"
+    for script in ("drq_sam_reset", "sac_sam_reset"):
+        if any(script[:3] in word.lower() for word in words):
+            return script
     return "ppo_netrand" if any("netrand" in word or "looks" in word for word in words) else "mdpo"
 
 

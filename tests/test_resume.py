@@ -41,10 +41,12 @@ VARIANTS = {  # what else of a script has to resume exactly
         {"netrand": False},
     ],
 }
-# In a tiny run's second half: a step of the environments, a later update, and the last step before the log is written.
-LATE = {"mdpo": (20, 6, 20), "ppo_netrand": (10, 6, 10), "drq_sam_reset": (20, 25, 36)}
+# In a tiny run's second half: a step of the environments, a later update, and the last step that is learned from before
+# the log is written.
+LATE = {"mdpo": (20, 6, 20), "ppo_netrand": (10, 6, 10), "drq_sam_reset": (20, 25, 36), "sac_sam_reset": (20, 13, 35)}
 ONE_UPDATE = {"update_epochs": 1, "num_minibatches": 1}  # a gradient's fault is not yet one of the next loss
-ONE_UPDATE = dict.fromkeys(("mdpo", "ppo_netrand"), ONE_UPDATE) | {"drq_sam_reset": {"replay_ratio": 1, "sam": False}}
+ONE_UPDATE = dict.fromkeys(("mdpo", "ppo_netrand"), ONE_UPDATE)
+ONE_UPDATE |= {name: {"replay_ratio": 1, "sam": False} for name in ("drq_sam_reset", "sac_sam_reset")}
 
 
 def go(script, args, make_envs=ScriptedEnvs):
@@ -532,7 +534,7 @@ def poisoned_run(script, args, kind, number, then=lambda: None):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("reward", r"reward\w*"), ("loss", r"losses/\w*loss"), ("gradient", r"losses/grad_norm")]
+    ("kind", "name"), [("reward", r"reward\w*"), ("loss", r"losses/\w*loss"), ("gradient", r"losses/\w*grad_norm")]
 )
 def test_not_finite_ends_the_run_and_is_never_saved(script, tmp_path, kind, name):
     args = tiny_args(script.__name__, tmp_path, **ONE_UPDATE[script.__name__])
