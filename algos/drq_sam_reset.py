@@ -314,7 +314,7 @@ def set_noise(agent, normal):
 
 def to_pixels(obs):
     """uint8 [B, C, H, W] -> float32 [B, C, H, W] in 0..1, in the layout of the convolutions."""
-    return obs.contiguous(memory_format=torch.channels_last).float() / 255  # Easy to miss: bytes move faster
+    return obs.contiguous(memory_format=torch.channels_last).float() / 255  # Easy to miss: bytes are moved, not floats
 
 
 # Modified from mdpo.py: the action of the greatest expected return; what explores is the noise of the layers.
@@ -330,7 +330,7 @@ def act(agent, obs):
 def sam_perturb(params, rho):
     """Climbs to the worst point nearby, w + rho g / |g|. Returns the tensors of w, which stay as they are. Paper: 3.2.
 
-    Easy to miss: one norm over all that is perturbed together, noise scales (sigma) included.
+    Easy to miss: one norm over all that is perturbed together, noise scales (sigma) too where there are any.
     """
     gradients = [param.grad for param in params]
     scale = rho / (nn.utils.get_total_norm(gradients) + 1e-12)
@@ -651,7 +651,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
         replay.load(checkpoint_path(args.resume).parent / "replay.bin")
         print(f"step {step}: " + ("bit for bit" if state["exact"] else "continued, in fresh environments"))
     graphs = args.cuda_graphs and device.type == "cuda"
-    optimizer.param_groups[0]["capturable"] = graphs  # Easy to miss: a checkpoint's is another device's.
+    optimizer.param_groups[0]["capturable"] = graphs  # Easy to miss: it is saved, and another device may read it.
     num_actions, noise_size = int(envs.single_action_space.n), sum(len(noise) for noise in noise_of(agent))
     last_update = args.replay_ratio * max(args.total_timesteps - args.learning_starts, 1)
 

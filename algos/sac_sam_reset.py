@@ -9,12 +9,13 @@
 Critic and actor take their gradients at the worst point nearby (sharpness-aware minimisation), which keeps the encoder
 open to new inputs; every so often all but the encoder is drawn anew, which keeps it open to new targets.
 
-Paper: Lee et al. 2023, Enhancing Generalization and Plasticity for Sample Efficient Reinforcement Learning (PLASTIC).
+Paper: Lee et al. 2023, Enhancing Generalization and Plasticity for Sample Efficient Reinforcement Learning (PLASTIC),
+arXiv:2306.10711.
 Checked against github.com/evgenii-nikishin/rl_with_resets (502ec52), on whose code the paper's is built, and for SAM
 against the paper: its authors' repository holds later variants of both networks and SAM.
 Deviations: a batch never holds the newest transition, so that environment and update can run side by side; an episode's
-last observation takes a row of the replay, which holds 0.2 to 0.4 % fewer transitions; resets count updates, not steps
-(999 fewer); training and evaluation draw from seeds of their own.
+last observation takes a row of the replay, which holds a transition an episode less; resets count updates, not steps,
+and come 999 steps later; evaluations play the same ten episodes each time, whatever the run's seed, not new ones.
 
     python algos/sac_sam_reset.py --env-id cheetah-run                           # the paper: 2M frames, 500k steps
     python algos/sac_sam_reset.py --env-id cheetah-run --no-sam --reset-every 0  # its baseline, SAC
@@ -110,7 +111,7 @@ class Args:
 
 
 # ---- 3. Environments ----
-# The tasks of dm_control's suite, but for lqr, which never ends and whose actions have no bounds.
+# The tasks of dm_control's suite, but for lqr, which has no time limit and whose actions have no bounds.
 SUITE = {
     "acrobot": "swingup swingup_sparse",
     "ball_in_cup": "catch",
@@ -132,7 +133,7 @@ SUITE = {
     "walker": "stand walk run",
 }
 # (frames a step, rho) of DMC-M, the paper's eleven tasks (10.2). Reference code: train_pixels.py:41-48; rho is that
-# of PLASTIC's dmc/train_pixels.py:55, as the paper's two values are not legible.
+# of PLASTIC's dmc/train_pixels.py:55, which sets cheetah apart where the paper's text sets quadruped apart.
 DMC_M = {
     "acrobot-swingup": (2, 0.01),
     "cartpole-swingup_sparse": (2, 0.01),
@@ -162,28 +163,30 @@ def task_of(args):
 
 
 def definite(args):
-    """The arguments with the task's own values where they are 0."""
+    """The arguments with the task's own values where they are 0, and its name in one spelling."""
     task = "-".join(task_of(args))
     repeat, rho = DMC_M.get(task, (PLANET.get(task, 2), 0.01))
     repeat = args.action_repeat or repeat
     steps = args.total_timesteps or FRAMES // repeat
-    return dataclasses.replace(args, action_repeat=repeat, sam_rho=args.sam_rho or rho, total_timesteps=steps)
+    about = {"action_repeat": repeat, "sam_rho": args.sam_rho or rho, "total_timesteps": steps}
+    return dataclasses.replace(args, env_id=task, **about)
 
 
 def import_suite():
     """dm_control's suite, with a renderer that works here. Easy to miss: it cannot be changed after the import."""
     probe = "import mujoco as m; c = m.GLContext(8, 8); c.make_current()"
     probe += "; m.MjrContext(m.MjModel.from_xml_string('<mujoco/>'), 100); c.free()"
-    for name in () if "MUJOCO_GL" in os.environ else ("egl", "osmesa"):  # glfw says yes without a display, then fails
+    wanted = os.environ.get("MUJOCO_GL")
+    for name in (wanted,) if wanted else ("egl", "osmesa"):
         environment = os.environ | {"MUJOCO_GL": name}
         if subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True).returncode == 0:
             os.environ["MUJOCO_GL"] = name
-            break
-    if "MUJOCO_GL" not in os.environ:
-        fail("nothing to render with; on Debian or Ubuntu: apt-get install libegl1 libgl1-mesa-dri")
-    from dm_control import suite
+            from dm_control import suite
 
-    return suite
+            return suite
+    if wanted:
+        fail(f"MUJOCO_GL={wanted} cannot render here; without it, egl and osmesa are tried")
+    fail("nothing to render with; on Debian or Ubuntu: apt-get install libegl1 libgl1-mesa-dri")
 
 
 def make_envs(args, split, restart=0):
@@ -340,7 +343,7 @@ def orthogonal(layer, gain):
 
 def to_pixels(obs):
     """uint8 [B, C, H, W] -> float32 [B, C, H, W] in 0..1, in the layout of the convolutions."""
-    return obs.contiguous(memory_format=torch.channels_last).float() / 255  # Easy to miss: bytes move faster
+    return obs.contiguous(memory_format=torch.channels_last).float() / 255  # Easy to miss: bytes are moved, not floats
 
 
 # Modified from drq_sam_reset.py: sampled by the noise that is given, or the mean.
@@ -356,7 +359,7 @@ def act(agent, obs, normal=None):
 def sam_perturb(params, rho):
     """Climbs to the worst point nearby, w + rho g / |g|. Returns the tensors of w, which stay as they are. Paper: 3.2.
 
-    Easy to miss: one norm over all that is perturbed together, noise scales (sigma) included.
+    Easy to miss: one norm over all that is perturbed together, noise scales (sigma) too where there are any.
     """
     gradients = [param.grad for param in params]
     scale = rho / (nn.utils.get_total_norm(gradients) + 1e-12)
@@ -417,7 +420,7 @@ def soft_update(targets, params, tau):
     torch._foreach_lerp_(targets, params, tau)
 
 
-# Modified from drq_sam_reset.py: three bytes a pixel, which no whole number has.
+# Modified from drq_sam_reset.py: three frames, whose bytes make no integer to be moved as one.
 def random_shift(images, offsets, pad):
     """Each image moved by offsets - pad pixels, its border repeated. [B, C, H, W], int64 [B, 2] -> as images.
 
@@ -510,7 +513,7 @@ class Replay:
             file.write(rows)
             file.flush()
             os.fsync(file.fileno())
-        self.saved = self.size  # Easy to miss: the row under way is written again, in place, with the same frame.
+        self.saved = self.size  # Easy to miss: the row under way is written again, in place.
 
     def load(self, path):
         """Reads the newest rows back, and the one under way."""
@@ -547,19 +550,7 @@ def update(agent, target, optimizer, replay, draws, args):
         next_q = target.critic(target.encoder(next_obs), next_actions)
         targets = critic_targets(batch["rewards"], batch["bootstrap"], next_q, next_log_probs, alpha)
 
-    def critic_loss():
-        q = agent.critic(agent.encoder(obs), batch["actions"])  # [2, B]
-        return (q - targets).square().sum(0).mean(), {"q": q.detach().mean()}
-
-    def actor_loss():
-        actions, log_probs = squashed_gaussian(*agent.actor(hidden), draws["normal"][0])
-        q = agent.critic(hidden, actions).amin(0)
-        return (alpha * log_probs - q).mean(), {"entropy": -log_probs.detach().mean()}
-
-    def alpha_loss():
-        alpha = agent.log_alpha.exp()
-        surplus = parts["entropy"] + draws["normal"].shape[-1]  # Paper: the target entropy is minus the actions' number
-        return alpha * surplus, {"alpha": alpha.detach()}
+    parts = {}
 
     def descend(name, loss_of, params, sam):
         """Adam on the gradient at the worst point nearby, or here."""
@@ -575,13 +566,30 @@ def update(agent, target, optimizer, replay, draws, args):
             sam_restore(params, saved)
         optimizer.step()
 
-    parts = {}
+    def critic_loss():
+        q = agent.critic(agent.encoder(obs), batch["actions"])  # [2, B]
+        qf1_values, qf2_values = q.detach().mean(1)
+        return (q - targets).square().sum(0).mean(), {"qf1_values": qf1_values, "qf2_values": qf2_values}
+
     critic = [*agent.encoder.parameters(), *agent.critic.parameters()]
-    descend("critic", critic_loss, critic, args.sam and args.sam_on != "actor")
+    descend("qf", critic_loss, critic, args.sam and args.sam_on != "actor")
     soft_update(list(target.parameters()), critic, args.tau)
+
     with torch.no_grad():  # Easy to miss: the actor sees through the critic's new encoder, and never changes it.
         hidden = agent.encoder(obs)
+
+    def actor_loss():
+        actions, log_probs = squashed_gaussian(*agent.actor(hidden), draws["normal"][0])
+        q = agent.critic(hidden, actions).amin(0)
+        return (alpha * log_probs - q).mean(), {"entropy": -log_probs.detach().mean()}
+
     descend("actor", actor_loss, list(agent.actor.parameters()), args.sam and args.sam_on != "critic")
+
+    def alpha_loss():
+        alpha = agent.log_alpha.exp()
+        surplus = parts["entropy"] + draws["normal"].shape[-1]  # Paper: the target entropy is minus the actions' number
+        return alpha * surplus, {"alpha": alpha.detach()}
+
     descend("alpha", alpha_loss, [agent.log_alpha], False)  # of the entropy where SAM's last pass was
     return parts
 
@@ -658,7 +666,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
         replay.load(checkpoint_path(args.resume).parent / "replay.bin")
         print(f"step {step}: " + ("bit for bit" if state["exact"] else "continued, in fresh environments"))
     graphs = args.cuda_graphs and device.type == "cuda"
-    optimizer.param_groups[0]["capturable"] = graphs  # Easy to miss: a checkpoint's is another device's.
+    optimizer.param_groups[0]["capturable"] = graphs  # Easy to miss: it is saved, and another device may read it.
 
     def draw():
         """The random numbers of an update, each kind from its own stream."""
@@ -704,8 +712,8 @@ def train(args, make_envs=make_envs, make_agent=Agent):
 
         # Step.
         obs, reward, terminated, truncated, info = envs.step(actions)
-        ended, final_obs = bool(terminated[0] | truncated[0]), info.get("final_obs", obs)
-        replay.add(actions[0], float(reward[0]), bool(terminated[0]), final_obs[0, -1])
+        ended = bool(terminated[0] | truncated[0])
+        replay.add(actions[0], float(reward[0]), bool(terminated[0]), info["final_obs"][0, -1])
         if ended:
             replay.begin(obs[0, -1])
         episode_return, episode_length = episode_return + float(reward[0]), episode_length + 1
@@ -1033,7 +1041,7 @@ def main(flags=None, make_envs=make_envs, make_agent=Agent):
     free = {"resume", "evaluate", "total_timesteps", "save_minutes", "cuda", "cuda_required", "cuda_graphs", "track"}
     free |= {"eval_seed", "eval_every", "eval_episodes", "final_eval_episodes", "wandb_project_name", "wandb_entity"}
     try:
-        args = tyro.cli(Args, args=flags, default=Args(**state["args"] | {"resume": None, "evaluate": None}))
+        args = definite(tyro.cli(Args, args=flags, default=Args(**state["args"] | {"resume": None, "evaluate": None})))
     except TypeError as error:
         fail(f"the checkpoint is of another version of this script: {error}")
     if args.precision == "auto":

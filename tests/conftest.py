@@ -105,7 +105,8 @@ class ScriptedEnvs:
         done = self.time == np.arange(self.num_envs) + 3
         self.time[done] = 0
         odd = np.arange(self.num_envs) % 2 == 1
-        return self.observe(), reward, done & ~odd, done & odd, {}
+        obs = self.observe()
+        return obs, reward, done & ~odd, done & odd, {"final_obs": obs}
 
     def close(self):
         pass

@@ -110,7 +110,7 @@ ONE_SCRIPT = {
         ("--total-timesteps 1000000000000", "--total-timesteps: 3906250000 MB of replay do not fit into"),
         ("--resume @/run --sam-on actor", "--sam-on is both in that run and stays so"),
         ("--resume @/run --action-repeat 4", "--action-repeat is 2 in that run and stays so"),
-        ("--resume @/run --env-id walker-run", "--env-id is cheetah-run in that run and stays so"),
+        ("--resume @/run --env-id walker_run", "--env-id is cheetah-run in that run and stays so"),
     ],
 }
 CASES = [(name, *case) for name in SCRIPTS for case in EVERY_SCRIPT + ONE_SCRIPT.get(name, [])]

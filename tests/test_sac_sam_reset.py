@@ -2,7 +2,7 @@
 
 import copy
 import math
-import sys
+import os
 from pathlib import Path
 
 import gymnasium as gym
@@ -472,11 +472,46 @@ def test_resumed_bit_for_bit(tmp_path):
     assert (whole / "replay.bin").read_bytes() == (half / "replay.bin").read_bytes()
 
 
-def test_method_off_is_sac_bit_for_bit(tmp_path):
-    """Without SAM its settings mean nothing, and a reset that never comes is none."""
+def test_what_is_off_changes_nothing(tmp_path):
+    """Without SAM its settings mean nothing, and a reset that never comes is none: SAC, whose twin is above."""
     go(tiny(tmp_path / "off", sam=False, reset_every=0))
     go(tiny(tmp_path / "never", sam=False, sam_rho=3.0, sam_on="actor", reset_every=10**6))
     assert_same(*(state_of(folder_in(tmp_path / name) / "checkpoint.pt") for name in ("off", "never")))
+
+
+def test_each_update_draws_anew(tmp_path, monkeypatch):
+    """Rows, offsets of both observations and noise; what is drawn covers its range."""
+    drawn, update = [], sac.update
+    monkeypatch.setattr(sac, "update", lambda *args: (drawn.append(args[4]), update(*args))[1])
+    go(tiny(tmp_path, total_timesteps=112, eval_every=0, exact_every=0, batch_size=16, sam=False))
+    offsets, normal = (torch.stack([draws[key] for draws in drawn]) for key in ("offsets", "normal"))
+    assert offsets.shape == (100, 2, 16, 2) and offsets.unique().tolist() == list(range(2 * sac.PAD + 1))
+    assert normal.shape == (100, 2, 16, 2)
+    assert abs(normal.mean()) < 0.05 and abs(normal.std() - 1) < 0.05
+    for values in (offsets.double(), normal):  # neither update nor observation repeats another's
+        assert values.flatten(2).unique(dim=0).shape[0] == 100
+        assert abs(torch.corrcoef(values.transpose(0, 1).flatten(1))[0, 1]) < 0.1
+    assert not torch.equal(drawn[0]["rows"], drawn[1]["rows"])
+
+
+def test_training_samples_actions_and_evaluation_does_not(tmp_path, monkeypatch):
+    """Evaluated are the same ten test episodes, whatever the run's seed."""
+    noise, act, evaluated = [], sac.act, []
+    monkeypatch.setattr(sac, "act", lambda agent, obs, *normal: (noise.append(normal), act(agent, obs, *normal))[1])
+
+    class Seen(Envs):
+        def __init__(self, args, split, restart=0):
+            super().__init__(args, split, restart)
+            if split == "test":
+                evaluated.append((args.seed, args.num_envs))
+
+    for seed in (1, 2):
+        go(tiny(tmp_path / str(seed), seed=seed, total_timesteps=40, eval_every=40, exact_every=0), Seen)
+    assert evaluated == [(42, 1)] * 2
+    sampled = [normal for (normal,) in filter(None, noise)]
+    assert len(sampled) == 2 * (40 - 12) and noise.count(()) == 2 * 2 * 5  # evaluations, episodes, steps
+    assert torch.cat(sampled).unique(dim=0).shape[0] == len(sampled)
+    assert abs(torch.cat(sampled).std() - 1) < 0.2
 
 
 def test_the_random_steps_fill_the_range(tmp_path):
@@ -531,6 +566,14 @@ def test_the_papers_settings():
     assert of("cheetah-run", action_repeat=2) == (2, 0.002, 1_000_000)
 
 
+def test_the_papers_table():
+    """Table 5 and the reference's values, number by number."""
+    table = {"batch_size": 512, "learning_rate": 3e-4, "adam_eps": 1e-8, "gamma": 0.99, "tau": 0.005}
+    table |= {"initial_alpha": 0.1, "learning_starts": 999, "buffer_size": 100_000, "replay_ratio": 1}
+    table |= {"reset_every": 100_000, "sam": True, "sam_on": "both", "eval_every": 5000, "eval_episodes": 10}
+    assert table.items() <= vars(sac.Args()).items()
+
+
 @pytest.fixture(scope="module")
 def suite():
     return sac.import_suite()
@@ -544,8 +587,11 @@ def test_the_tasks_are_the_suites(suite):
 
 @pytest.mark.parametrize(("env_id", "camera"), [("reacher_easy", 0), ("quadruped-walk", 2)])
 def test_an_episode_of_the_suite(suite, env_id, camera):
-    """Beside the same task without the wrapper: gray frames, sums of rewards, scaled actions, the end."""
-    args = sac.definite(sac.Args(env_id=env_id, action_repeat=250, seed=3, num_envs=1))
+    """Beside the same task without the wrapper: gray frames, sums of rewards, scaled actions, the end.
+
+    The last action is repeated 100 times only, as the episode's 1,000 frames are over.
+    """
+    args = sac.definite(sac.Args(env_id=env_id, action_repeat=300, seed=3, num_envs=1))
     envs, rng = sac.make_envs(args, "train", 2), np.random.default_rng(0)
     seed = int(np.random.SeedSequence((3, 0, 2)).generate_state(1)[0])
     bare = suite.load(*sac.task_of(args), task_kwargs={"random": seed})
@@ -567,7 +613,7 @@ def test_an_episode_of_the_suite(suite, env_id, camera):
         obs, reward, terminated, truncated, info = envs.step(actions)
         spec, total = bare.action_spec(), 0.0
         scaled = spec.minimum + (actions[0].astype(float) + 1) / 2 * (spec.maximum - spec.minimum)
-        for _ in range(250):
+        for _ in range(300 if step < 4 else 100):
             moment = bare.step(scaled)
             total += moment.reward
         assert reward[0] == pytest.approx(total, abs=1e-4) and reward.dtype == np.float32
@@ -581,19 +627,26 @@ def test_an_episode_of_the_suite(suite, env_id, camera):
     envs.close()
 
 
-def test_a_renderer_is_probed_once_and_only_if_none_is_chosen(monkeypatch, capsys):
-    tried = []
+def test_the_first_renderer_that_works_is_taken(suite, monkeypatch, capsys):
+    """The one that MUJOCO_GL names, or EGL, or OSMesa; with none, one line says what to do."""
+    tried, working = [], set()
 
-    class Failed:
-        returncode = 1
+    class Probe:
+        def __init__(self, command, env, **_):
+            tried.append(env["MUJOCO_GL"])
+            self.returncode = env["MUJOCO_GL"] not in working
 
-    monkeypatch.setattr(sac.subprocess, "run", lambda command, env, **_: tried.append(env["MUJOCO_GL"]) or Failed)
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
-    with pytest.raises(SystemExit, match=r"^2$"):
-        sac.import_suite()
-    assert tried == ["egl", "osmesa"] and "libegl1" in capsys.readouterr().err
-    monkeypatch.setenv("MUJOCO_GL", "egl")
-    assert sac.import_suite() is sys.modules["dm_control.suite"] and len(tried) == 2
+    monkeypatch.setattr(sac.subprocess, "run", Probe)
+    for wanted, says in (("", "libegl1"), ("glfw", "MUJOCO_GL=glfw cannot render here")):
+        monkeypatch.setenv("MUJOCO_GL", wanted)
+        with pytest.raises(SystemExit, match=r"^2$"):
+            sac.import_suite()
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1
+    working |= {"osmesa"}
+    monkeypatch.delenv("MUJOCO_GL")
+    assert sac.import_suite() is suite
+    assert os.environ["MUJOCO_GL"] == "osmesa" and tried == ["egl", "osmesa", "glfw", "egl", "osmesa"]
 
 
 def test_wrong_flags_say_so_in_one_line(tmp_path, capsys):
