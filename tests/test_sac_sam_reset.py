@@ -4,6 +4,7 @@ import copy
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -625,6 +626,14 @@ def test_an_episode_of_the_suite(suite, env_id, camera):
     close(obs[0], np.stack([gray()] * 3))
     assert all(np.array_equal(image, copied) for image, copied in zip(kept, copies, strict=True))
     envs.close()
+
+
+def test_gray_loses_its_fractions():
+    pixels = np.broadcast_to(np.uint8([10, 1, 0]), (64, 64, 3))  # 2.99 + 0.587
+    physics = SimpleNamespace(render=lambda height, width, camera_id: pixels)
+    spec = SimpleNamespace(minimum=-np.ones(2), maximum=np.ones(2), shape=(2,))
+    env = SimpleNamespace(physics=physics, action_spec=lambda: spec)
+    assert np.array_equal(sac.ControlEnvs([env], 1, camera=0).frame(env), np.full((64, 64), 3))
 
 
 def test_the_first_renderer_that_works_is_taken(suite, monkeypatch, capsys):
