@@ -45,7 +45,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -172,6 +172,7 @@ def definite(args):
     return dataclasses.replace(args, env_id=task, **about)
 
 
+@cache
 def import_suite():
     """dm_control's suite, with a renderer that works here. Easy to miss: it cannot be changed after the import."""
     probe = "import mujoco as m; c = m.GLContext(8, 8); c.make_current()"

@@ -186,6 +186,26 @@ def weights(agents):
     return torch.cat([value.flatten().double() for agent in agents for value in agent.state_dict().values()])
 
 
+def folder_in(runs_dir):
+    """The one run folder there is."""
+    (folder,) = (path.parent for path in Path(runs_dir).glob("*/args.json"))
+    return folder
+
+
+def leaves_of(path):
+    """{name: value} of all that a checkpoint holds."""
+    return dict(load("drq_sam_reset").leaves(torch.load(path, weights_only=True)))
+
+
+def assert_same(one, two, but=()):
+    """That two checkpoints of `leaves_of` are equal bit for bit, without the arguments and how long their logs are."""
+    assert one.keys() == two.keys()
+    for name in one:
+        if not name.startswith(("args.", "metrics_bytes", *but)):
+            same = torch.equal(one[name], two[name]) if isinstance(one[name], torch.Tensor) else one[name] == two[name]
+            assert same, name
+
+
 def replace(args, **changes):
     return dataclasses.replace(args, **changes)
 

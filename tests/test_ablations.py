@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from conftest import ROOT, ScriptedEnvs, load, tiny_args
+from conftest import ROOT, ScriptedEnvs, folder_in, load, tiny_args
 
 spec = importlib.util.spec_from_file_location("ablations", ROOT / "benchmark" / "ablations.py")
 ablations = importlib.util.module_from_spec(spec)
@@ -295,11 +295,6 @@ def test_l2_adds_the_weights_once_a_minibatch_and_spares_the_biases(netrand, mon
 def run(monkeypatch, name, ablation, *flags):
     script_of(monkeypatch, name)
     ablations.main([name, ablation, *TINY.split(), *map(str, flags)])
-
-
-def folder_in(runs_dir):
-    (folder,) = (path.parent for path in runs_dir.glob("*/args.json"))
-    return folder
 
 
 def same(a, b):

@@ -4,14 +4,13 @@ import copy
 import math
 import os
 import signal
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from conftest import ScriptedEnvs, load, replace
+from conftest import ScriptedEnvs, assert_same, folder_in, leaves_of, load, replace
 from torch.utils._python_dispatch import TorchDispatchMode
 
 drq = load("drq_sam_reset")
@@ -57,23 +56,6 @@ def tiny(runs_dir, **changes):
 
 def go(args, make_envs=Envs):
     return drq.train(args, make_envs, Small)
-
-
-def folder_in(runs_dir):
-    (folder,) = (path.parent for path in Path(runs_dir).glob("*/args.json"))
-    return folder
-
-
-def state_of(path):
-    return dict(drq.leaves(torch.load(path, weights_only=True)))
-
-
-def assert_same(one, two, but=()):
-    assert one.keys() == two.keys()
-    for name in one:
-        if not name.startswith(("args.", "metrics_bytes", *but)):
-            same = torch.equal(one[name], two[name]) if isinstance(one[name], torch.Tensor) else one[name] == two[name]
-            assert same, name
 
 
 # ---- Formulas ----
@@ -381,7 +363,7 @@ def test_resumed_bit_for_bit(tmp_path):
     half = folder_in(tmp_path / "half")
     assert torch.load(half / "exact.pt", weights_only=True)["exact_step"] == 28
     go(tiny(tmp_path, resume=str(half / "exact.pt")))
-    assert_same(state_of(whole / "checkpoint.pt"), state_of(half / "checkpoint.pt"))
+    assert_same(leaves_of(whole / "checkpoint.pt"), leaves_of(half / "checkpoint.pt"))
     assert (whole / "replay.bin").read_bytes() == (half / "replay.bin").read_bytes()
 
 
@@ -409,7 +391,7 @@ def test_a_signal_saves_and_the_run_is_continued(tmp_path, number):
 def test_evaluation_changes_nothing(tmp_path):
     for name, every in (("with", 16), ("without", 0)):
         go(tiny(tmp_path / name, eval_every=every))
-    states = [state_of(folder_in(tmp_path / name) / "checkpoint.pt") for name in ("with", "without")]
+    states = [leaves_of(folder_in(tmp_path / name) / "checkpoint.pt") for name in ("with", "without")]
     assert_same(*states)
 
 
@@ -417,7 +399,7 @@ def test_method_off_is_rainbow_bit_for_bit(tmp_path):
     """Without SAM its settings mean nothing, and a reset that never comes is none."""
     go(tiny(tmp_path / "off", sam=False, reset_every=0))
     go(tiny(tmp_path / "never", sam=False, sam_rho=3.0, sam_scope="head", reset_every=10**6, shrink_perturb=0.5))
-    assert_same(*(state_of(folder_in(tmp_path / name) / "checkpoint.pt") for name in ("off", "never")))
+    assert_same(*(leaves_of(folder_in(tmp_path / name) / "checkpoint.pt") for name in ("off", "never")))
 
 
 @pytest.mark.parametrize("noise", ["independent", "reuse", "none"])

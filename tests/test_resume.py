@@ -22,6 +22,7 @@ from conftest import (
     ScriptedEnvs,
     TinyAgent,
     agents_of,
+    folder_in,
     load,
     make_agent_of,
     obs_shape_of,
@@ -52,12 +53,6 @@ ONE_UPDATE |= {name: {"replay_ratio": 1, "sam": False} for name in ("drq_sam_res
 def go(script, args, make_envs=ScriptedEnvs):
     """Trains on scripted environments."""
     return script.train(args, make_envs, make_agent_of(script))
-
-
-def folder_in(runs_dir):
-    """The one run folder there is."""
-    (folder,) = (path.parent for path in Path(runs_dir).glob("*/args.json"))
-    return folder
 
 
 def state_of(path):

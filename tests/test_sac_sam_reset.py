@@ -3,7 +3,6 @@
 import copy
 import math
 import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from conftest import ScriptedEnvs, TinySac, load, replace
+from conftest import ScriptedEnvs, TinySac, assert_same, folder_in, leaves_of, load, replace
 
 sac = load("sac_sam_reset")
 CPU = torch.device("cpu")
@@ -49,23 +48,6 @@ def tiny(runs_dir, **changes):
 
 def go(args, make_envs=Envs, make_agent=TinySac):
     return sac.train(args, make_envs, make_agent)
-
-
-def folder_in(runs_dir):
-    (folder,) = (path.parent for path in Path(runs_dir).glob("*/args.json"))
-    return folder
-
-
-def state_of(path):
-    return dict(sac.leaves(torch.load(path, weights_only=True)))
-
-
-def assert_same(one, two):
-    assert one.keys() == two.keys()
-    for name in one:
-        if not name.startswith(("args.", "metrics_bytes")):
-            same = torch.equal(one[name], two[name]) if isinstance(one[name], torch.Tensor) else one[name] == two[name]
-            assert same, name
 
 
 # ---- Formulas ----
@@ -469,7 +451,7 @@ def test_resumed_bit_for_bit(tmp_path):
     half = folder_in(tmp_path / "half")
     assert torch.load(half / "exact.pt", weights_only=True)["exact_step"] == 25
     go(tiny(tmp_path, resume=str(half / "exact.pt")))
-    assert_same(state_of(whole / "checkpoint.pt"), state_of(half / "checkpoint.pt"))
+    assert_same(leaves_of(whole / "checkpoint.pt"), leaves_of(half / "checkpoint.pt"))
     assert (whole / "replay.bin").read_bytes() == (half / "replay.bin").read_bytes()
 
 
@@ -477,7 +459,7 @@ def test_what_is_off_changes_nothing(tmp_path):
     """Without SAM its settings mean nothing, and a reset that never comes is none: SAC, whose twin is above."""
     go(tiny(tmp_path / "off", sam=False, reset_every=0))
     go(tiny(tmp_path / "never", sam=False, sam_rho=3.0, sam_on="actor", reset_every=10**6))
-    assert_same(*(state_of(folder_in(tmp_path / name) / "checkpoint.pt") for name in ("off", "never")))
+    assert_same(*(leaves_of(folder_in(tmp_path / name) / "checkpoint.pt") for name in ("off", "never")))
 
 
 def test_each_update_draws_anew(tmp_path, monkeypatch):
@@ -637,7 +619,7 @@ def test_gray_loses_its_fractions():
 
 
 def test_the_first_renderer_that_works_is_taken(suite, monkeypatch, capsys):
-    """The one that MUJOCO_GL names, or EGL, or OSMesa; with none, one line says what to do."""
+    """The one that MUJOCO_GL names, or EGL, or OSMesa, looked for once; with none, one line says what to do."""
     tried, working = [], set()
 
     class Probe:
@@ -646,6 +628,8 @@ def test_the_first_renderer_that_works_is_taken(suite, monkeypatch, capsys):
             self.returncode = env["MUJOCO_GL"] not in working
 
     monkeypatch.setattr(sac.subprocess, "run", Probe)
+    assert sac.import_suite() is suite and not tried
+    sac.import_suite.cache_clear()
     for wanted, says in (("", "libegl1"), ("glfw", "MUJOCO_GL=glfw cannot render here")):
         monkeypatch.setenv("MUJOCO_GL", wanted)
         with pytest.raises(SystemExit, match=r"^2$"):
