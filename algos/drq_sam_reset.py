@@ -103,8 +103,8 @@ class Args:
     # Paper: Rainbow, Table 4. Reference code, where it is silent: configs/agent/drq.yaml.
     num_envs: int = 1  # N, parallel environments an agent
     learning_starts: int = 2_000  # random steps before the first update
-    batch_size: int = 32  # B, transitions an update
-    n_step: int = 10  # n, rewards before the bootstrap
+    batch_size: int = 32  # B, transitions an update (DrQ-v2: 0, the task's)
+    n_step: int = 10  # n, rewards before the bootstrap (DrQ-v2: 0, the task's)
     gamma: float = 0.99  # discount
     prioritized_replay_alpha: float = 0.5  # omega, exponent of the priorities
     prioritized_replay_beta: float = 0.4  # beta, exponent of the importance weights at first; 1 at last

@@ -101,8 +101,8 @@ class Args:
     # Paper: SAC, Table 5. Reference code, where it is silent: configs/drq.py and train_pixels.py.
     num_envs: int = 1  # N, parallel environments an agent
     learning_starts: int = 999  # random steps before the first update
-    buffer_size: int = 100_000  # observations that the replay holds; then the oldest ones go
-    batch_size: int = 512  # B, transitions an update
+    buffer_size: int = 100_000  # observations that the replay holds; then the oldest ones go (DrQ-v2: 0, the task's)
+    batch_size: int = 512  # B, transitions an update (DrQ-v2: 0, the task's)
     gamma: float = 0.99  # discount
     initial_alpha: float = 0.1  # alpha, weight of the entropy, at first and after each reset
     tau: float = 0.005  # share of the online network that flows into the target network at each update
