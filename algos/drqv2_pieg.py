@@ -652,7 +652,8 @@ def make_textures(count, size, rng):
         std, mean = torch.std_mean(field, dim=(2, 3), keepdim=True)
         return (field - mean) / std
 
-    ground, patch, blob = torch.rand(3, count, 3, 1, 1, generator=rng)
+    colours = torch.rand(3, count, 3, 1, 1, generator=rng)
+    ground, patch, blob = torch.lerp(colours.mean(2, keepdim=True), colours, 0.6)  # half-way to gray, as outdoors
     pictures = torch.where(noise(1, 2.0) > 0.3, patch, ground)
     pictures = torch.lerp(pictures, blob, (4 * noise(1, 3.0) - 4).sigmoid())
     pictures = pictures + 0.12 * noise(1, 1.0) + 0.04 * noise(3, 1.0)

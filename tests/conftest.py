@@ -56,6 +56,16 @@ ROWS = {
         " --batch-size 4 --buffer-size 30 --reset-every 10 --exact-every 20 --eval-every 25 --eval-episodes 2"
         " --final-eval-episodes 2 --no-cuda",
     },
+    "drqv2_pieg": {
+        "args": {"total_timesteps": 36, "learning_starts": 8, "batch_size": 4, "buffer_size": 20, "n_step": 2}
+        | {"action_repeat": 2, "noise_steps": 20, "feature_dim": 8, "hidden_dim": 16, "projection_dim": 32}
+        | {"encoder_weights": "random", "overlay_pictures": 8, "exact_every": 18, "eval_every": 18}
+        | {"eval_episodes": 4, "final_eval_episodes": 4, "cuda": False},
+        "flags": "--env-id cartpole-swingup --total-timesteps 50 --action-repeat 50 --learning-starts 25 --batch-size 4"
+        " --buffer-size 30 --n-step 2 --noise-steps 40 --feature-dim 8 --hidden-dim 16 --projection-dim 32"
+        " --encoder-weights random --overlay-pictures 8 --exact-every 20 --eval-every 25 --eval-episodes 2"
+        " --final-eval-episodes 2 --no-cuda",
+    },
 }
 
 
@@ -161,9 +171,33 @@ class TinySac(nn.Module):
         self.log_alpha = nn.Parameter(torch.tensor(args.initial_alpha).log())
 
 
+class TinyPieg(nn.Module):
+    """The smallest network with the interface of the Agent of drqv2_pieg.py, batch normalisation among it."""
+
+    def __init__(self, envs, args):
+        super().__init__()
+        script, num_actions = load("drqv2_pieg"), envs.single_action_space.shape[0]
+        self.encoder = TinyEncoder()
+        self.critic, self.actor = script.Critic(16, num_actions, args), script.Actor(16, num_actions, args)
+
+
+class TinyEncoder(nn.Module):
+    """Views of [B, 9, H, W] -> [V B, 16], each normalised by its own statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.project = nn.Linear(144, 16)
+        self.norm = nn.BatchNorm2d(9, affine=False)
+
+    def forward(self, *views):
+        pixels = [self.norm(view.to(self.project.weight.dtype) / 255) for view in views]
+        return self.project(nn.functional.adaptive_avg_pool2d(torch.cat(pixels), 4).flatten(1)).relu()
+
+
 # The smallest network of a script, where its own is slow; and what is seen, where that is not Procgen's.
 AGENTS = {"mdpo": TinyAgent, "ppo_netrand": TinyAgent, "drq_sam_reset": TinyRainbow, "sac_sam_reset": TinySac}
-OBS_SHAPES = {"drq_sam_reset": (4, 84, 84)}
+AGENTS["drqv2_pieg"] = TinyPieg
+OBS_SHAPES = {"drq_sam_reset": (4, 84, 84), "drqv2_pieg": (9, 84, 84)}
 
 
 def obs_shape_of(name):

@@ -113,6 +113,27 @@ ONE_SCRIPT = {
         ("--resume @/run --env-id walker_run", "--env-id is cheetah-run in that run and stays so"),
     ],
 }
+ONE_SCRIPT["drqv2_pieg"] = [
+    ("--env-id cheetah-walk", "--env-id cheetah-walk: no such task, cheetah-run is nearest of acrobot-swingup"),
+    ("--num-envs 2", "--num-envs 2: from 1 to 1"),
+    ("--encoder-layer 5", "--encoder-layer 5: from 1 to 4"),
+    ("--action-repeat -1", "--action-repeat -1: from"),
+    ("--n-step -1", "--n-step -1: from 1"),
+    ("--n-step 30 --learning-starts 20", "--learning-starts 20: from 30"),
+    ("--buffer-size 3", "--buffer-size 3: from"),
+    ("--noise-clip nan", "--noise-clip nan: from"),
+    ("--update-every 0", "--update-every 0: from 1"),
+    ("--overlay-pictures 0", "--overlay-pictures 0: from 1"),
+    ("--overlay-dir nowhere", "--overlay-dir nowhere: no such folder; one with pictures, or `textures`"),
+    ("--overlay-dir @/run", "no .jpg .jpeg .png in it"),
+    ("--eval-modes video_hard", "DMC-GB's data for video_hard is not in data/dmcgb"),
+    ("--eval-modes color_easy --dmcgb-dir @", "(color_easy.json to color_easy.pt): `make dmcgb` fetches it"),
+    ("--buffer-size 1000000000 --total-timesteps 1000000000", "--buffer-size: 20187377 MB of replay do not fit"),
+    ("--total-timesteps 1000000000000", "--total-timesteps: 20187377929 MB of replay do not fit into"),
+    ("--resume @/run --encoder drqv2", "--encoder is resnet18 in that run and stays so"),
+    ("--resume @/run --n-step 3", "--n-step is 2 in that run and stays so"),
+    ("--evaluate @/run --eval-modes video_easy", "DMC-GB's data for video_easy is not in"),
+]
 CASES = [(name, *case) for name in SCRIPTS for case in EVERY_SCRIPT + ONE_SCRIPT.get(name, [])]
 # What may differ in a resumed run, besides --total-timesteps and --cuda.
 FREE = {"save_minutes": 0.0, "eval_every": 0, "eval_episodes": 2, "final_eval_episodes": 2}

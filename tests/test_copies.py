@@ -23,6 +23,7 @@ BANNERS = [f"# ---- {number}. {title} ----" for number, title in enumerate(BANNE
 DIFFER = {"Args", "make_envs", "Agent", "update", "train", "evaluate", "check"}  # by nature, without a mark
 MARK = "# Modified from"
 BESIDES = {"torch.utils.tensorboard": "tensorboard", "dm_control": "mujoco"}  # what an import needs besides its own
+NAMED = {"cv2": "opencv-python-headless"}  # packages that are not called what is imported of them
 OPTIONAL = {"wandb"}  # imported if a flag asks for it
 
 
@@ -142,7 +143,11 @@ def wrong_packages(sources, requirements):
     problems = []
     for file, source in sources.items():
         listed, imported = dependencies(source), imports(source)
-        needed = {name.split(".")[0] for name in imported} - sys.stdlib_module_names - OPTIONAL
+        needed = (
+            {NAMED.get(name.split(".")[0], name.split(".")[0]) for name in imported}
+            - sys.stdlib_module_names
+            - OPTIONAL
+        )
         needed |= {BESIDES[name] for name in imported & BESIDES.keys()}
         needed |= {"PyQt5-Qt5"} if "libQt5" in source else set()
         unlike = {pin.split("==")[0] for pin in listed} ^ needed

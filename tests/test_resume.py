@@ -36,6 +36,7 @@ PPO = [name for name in ROWS if hasattr(load(name), "RewardNormaliser")]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 VARIANTS = {  # what else of a script has to resume exactly
     "mdpo": [{}, {"anneal_lr": True}, {"num_agents": 1}],
+    "drqv2_pieg": [{}, {"strong_augmentation": "conv", "n_step": 1}, {"strong_augmentation": "none"}],
     "ppo_netrand": [
         {"clean_prob": 0.5, "anneal_lr": True, "anneal_clip": True},
         {"clean_prob": 1.0, "clean_mode": "identity", "norm_reward": False},
@@ -45,9 +46,11 @@ VARIANTS = {  # what else of a script has to resume exactly
 # In a tiny run's second half: a step of the environments, a later update, and the last step that is learned from before
 # the log is written.
 LATE = {"mdpo": (20, 6, 20), "ppo_netrand": (10, 6, 10), "drq_sam_reset": (20, 25, 36), "sac_sam_reset": (20, 13, 35)}
+LATE["drqv2_pieg"] = (20, 7, 34)
 ONE_UPDATE = {"update_epochs": 1, "num_minibatches": 1}  # a gradient's fault is not yet one of the next loss
 ONE_UPDATE = dict.fromkeys(("mdpo", "ppo_netrand"), ONE_UPDATE)
 ONE_UPDATE |= {name: {"replay_ratio": 1, "sam": False} for name in ("drq_sam_reset", "sac_sam_reset")}
+ONE_UPDATE["drqv2_pieg"] = {}
 
 
 def go(script, args, make_envs=ScriptedEnvs):

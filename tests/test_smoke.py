@@ -55,7 +55,7 @@ def test_the_folder_is_named_after_the_run(run):
 def test_args_json_says_how_to_run_it_again(run):
     saved = json.loads((run.folder / "args.json").read_text())
     args = default_flags(run.module, run.flags)
-    assert saved["args"] == vars(args) | {"precision": "fp32"}
+    assert saved["args"] == json.loads(json.dumps(vars(args) | {"precision": "fp32"}))
     assert saved["command"] == [run.module.__file__, *run.flags]
     head = subprocess.run("git rev-parse HEAD", shell=True, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     assert saved["commit"].removesuffix("-dirty") == head
