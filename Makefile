@@ -1,7 +1,7 @@
 PYTHON ?= python3
 APT := apt-get
 
-.PHONY: train test install libraries
+.PHONY: train test install libraries dmcgb
 
 train: install
 	.venv/bin/python algos/mdpo.py --env-id bigfish $(ARGS)
@@ -12,6 +12,17 @@ test: install
 	.venv/bin/python -m pytest $(ARGS)
 
 install: libraries .venv/installed
+
+# DMC-GB's colours and clips (80 MB), which are not ours to give: into data/dmcgb, where drqv2_pieg.py looks for them.
+DMCGB := https://github.com/nicklashansen/dmcontrol-generalization-benchmark
+
+dmcgb:
+	@test ! -e data/dmcgb || { echo "error: data/dmcgb is there already" >&2; exit 1; }
+	rm -rf data/dmcgb.git && mkdir -p data
+	git clone --depth 1 --filter=blob:none --sparse $(DMCGB) data/dmcgb.git
+	git -C data/dmcgb.git sparse-checkout set src/env/data
+	cp -r data/dmcgb.git/src/env/data data/dmcgb.part && cp data/dmcgb.git/LICENSE data/dmcgb.part
+	rm -rf data/dmcgb.git && mv data/dmcgb.part data/dmcgb
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed: make PYTHON=...")'

@@ -4,6 +4,7 @@ Each cell is one episode; when it ends, it darkens and shows the return. Of a st
 
     python benchmark/record.py runs/<folder>                                   # runs/<folder>/episodes.mp4
     python benchmark/record.py runs/<folder> --out picture.gif --rows 2 --columns 4
+    python benchmark/record.py runs/<folder> --split looks --columns 1     # drqv2_pieg.py: a row for each of five looks
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import inspect
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import cv2
 import imageio
@@ -25,7 +26,10 @@ import tyro
 class Args:
     checkpoint: tyro.conf.Positional[str]  # run folder or checkpoint
     out: str | None = None  # .mp4 or .gif (default: episodes.mp4 beside the checkpoint)
-    split: Literal["test", "train", "full_look"] = "test"  # unseen levels, or training ones (ppo_netrand.py: two looks)
+    split: Literal["test", "train", "full_look", "looks"] = (
+        "test"  # levels or looks; looks: all that DMC-GB has, in rows
+    )
+    dmcgb_dir: str = "data/dmcgb"  # its colours and clips
     agent: int = 1  # which agent of the checkpoint plays, from 1
     seed: int = 0  # draws the levels and the actions
     rows: int = 3  # of the grid
@@ -51,9 +55,19 @@ def main():
     agents = [script.load_agent(script_args, state)] if one else script.load_agents(script_args, state)
     if not 1 <= args.agent <= len(agents):
         script.fail(f"--agent {args.agent}: the checkpoint holds {len(agents)}")
-    script_args = dataclasses.replace(script_args, num_envs=args.rows * args.columns, seed=args.seed)
-    cells, returns = play(script, agents[args.agent - 1].eval(), script_args, args.split, args.seed, args.steps)
-    write(out, [grid(row, args.rows, args.columns, args.scale) for row in cells], args.fps)
+    script_args, splits, rows = dataclasses.replace(script_args, seed=args.seed), [args.split], args.rows
+    if args.split == "looks":
+        if not hasattr(script, "Mode"):
+            script.fail("--split looks: those are of drqv2_pieg.py")
+        splits, script_args.dmcgb_dir = ["test", *get_args(script.Mode)], args.dmcgb_dir
+        rows = len(splits)
+    script_args.num_envs = rows * args.columns // len(splits)
+    try:
+        envs = SideBySide([script.make_envs(script_args, split) for split in splits])
+    except (OSError, ValueError, RuntimeError) as error:  # of the looks' data
+        script.fail(str(error))
+    cells, returns = play(script, agents[args.agent - 1].eval(), script_args, envs, args.seed, args.steps)
+    write(out, [grid(row, rows, args.columns, args.scale) for row in cells], args.fps)
     print(f"{out}: {len(cells)} steps, returns {' '.join(f'{value:g}' for value in returns)}")
 
 
@@ -71,12 +85,33 @@ def load_script(checkpoint):
     return module
 
 
-def play(script, agent, args, split, seed, steps):
+class SideBySide:
+    """Vector environments as one."""
+
+    def __init__(self, parts):
+        self.parts, self.single_action_space = parts, parts[0].single_action_space
+
+    def reset(self):
+        return np.concatenate([part.reset()[0] for part in self.parts]), {}
+
+    def step(self, actions):
+        outcomes = [part.step(some) for part, some in zip(self.parts, np.split(actions, len(self.parts)), strict=True)]
+        return *(np.concatenate(values) for values in list(zip(*outcomes, strict=True))[:4]), {}
+
+    def close(self):
+        for part in self.parts:
+            part.close()
+
+
+def play(script, agent, args, envs, seed, steps):
     """One episode an environment. -> frames, a list over time of lists of (image [3, H, W], return, ended); returns."""
-    envs, noise_rng = script.make_envs(args, split), torch.Generator().manual_seed(seed)
+    noise_rng = torch.Generator().manual_seed(seed)
     device, sampling = next(agent.parameters()).device, "noise" in inspect.signature(script.act).parameters
+    alone = hasattr(script, "normalise_by_own")  # batch normalisation goes by one observation, as in evaluations
+    if alone:
+        script.normalise_by_own(agent, args.eval_batch_norm == "frames")
     obs, _ = envs.reset()
-    frames, returns, ended = [], np.zeros(args.num_envs), np.zeros(args.num_envs, dtype=bool)
+    frames, returns, ended = [], np.zeros(len(obs)), np.zeros(len(obs), dtype=bool)
     gray = hasattr(script, "Replay") and obs.shape[1] < 9  # three frames of a replay are gray, and no picture's colours
     last = newest(obs, gray).copy()
     while len(frames) < steps and not ended.all():
@@ -86,9 +121,10 @@ def play(script, agent, args, split, seed, steps):
         )
         inputs = [torch.as_tensor(obs).to(device)]
         if sampling:  # or the agent is greedy
-            noise = torch.empty(args.num_envs, int(envs.single_action_space.n)).exponential_(generator=noise_rng)
+            noise = torch.empty(len(obs), int(envs.single_action_space.n)).exponential_(generator=noise_rng)
             inputs.append(noise.to(device))
-        actions, *_ = script.act(agent, *inputs)
+        groups = zip(*(part.split(1 if alone else len(obs)) for part in inputs), strict=True)
+        actions = torch.cat([script.act(agent, *group)[0] for group in groups])
         obs, reward, terminated, truncated, _ = envs.step(actions.cpu().numpy())
         returns[~ended] += reward[~ended]
         ended |= terminated | truncated

@@ -631,8 +631,8 @@ def test_a_checkpoint_holds_the_frozen_weights_too(tmp_path, monkeypatch):
     go(replace(args, resume=str(folder_in(tmp_path)), total_timesteps=14), Pixels, pieg.Agent)
 
 
-def test_each_look_is_evaluated_and_logged(tmp_path, fake_data):
-    splits, data = [], fake_data()
+def test_each_look_is_evaluated_and_logged(tmp_path, dmcgb):
+    splits, data = [], dmcgb
 
     class Seen(Envs):
         def __init__(self, args, split, restart=0):
@@ -705,26 +705,26 @@ def write_clip(path, frames):
     video.release()
 
 
+def make_looks(folder):
+    """A folder of looks: 100 sets of colours, and 3 clips of 4 to 6 frames: frame j of clip i is all (60 i, 10 j, 200)."""
+    rng = np.random.default_rng(0)
+    for mode in MODES[:2]:
+        keys = ("skybox_rgb", "grid_rgb1", "grid_rgb2", "self_rgb")
+        sets = [{key: rng.random(3).tolist() for key in keys} for _ in range(100)]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{mode}.json").write_text(json.dumps(sets))
+    for mode in MODES[2:]:
+        for number in range(3):
+            frames = [np.full((96, 96, 3), (60 * number, 10 * j, 200), np.uint8) for j in range(4 + number)]
+            clip = folder / mode / f"video{number}.avi"
+            write_clip(clip, frames)
+            clip.rename(clip.with_suffix(".mp4"))
+    return folder
+
+
 @pytest.fixture
-def fake_data(tmp_path):
-    """Makes a folder of looks: 100 sets of colours, 3 clips each. Frame j of clip i is all (60 i, 10 j, 200)."""
-
-    def made(clips=(0, 1, 2), lengths=(4, 5, 6)):
-        rng, folder = np.random.default_rng(0), tmp_path / "dmcgb"
-        for mode in MODES[:2]:
-            keys = ("skybox_rgb", "grid_rgb1", "grid_rgb2", "self_rgb")
-            sets = [{key: rng.random(3).tolist() for key in keys} for _ in range(100)]
-            folder.mkdir(exist_ok=True)
-            (folder / f"{mode}.json").write_text(json.dumps(sets))
-        for mode in MODES[2:]:
-            for number, length in zip(clips, lengths, strict=True):
-                frames = [np.full((96, 96, 3), (60 * number, 10 * j, 200), np.uint8) for j in range(length)]
-                clip = folder / mode / f"video{number}.avi"
-                write_clip(clip, frames)
-                clip.rename(clip.with_suffix(".mp4"))
-        return folder
-
-    return made
+def dmcgb(tmp_path):
+    return make_looks(tmp_path / "dmcgb")
 
 
 def test_the_key_is_colorsys():
@@ -758,10 +758,10 @@ def test_clips_are_resized_and_go_round(tmp_path):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_missing_and_broken_data_say_so(mode, tmp_path, fake_data):
+def test_missing_and_broken_data_say_so(mode, tmp_path, dmcgb):
     with pytest.raises(FileNotFoundError, match=rf"{mode}.*make dmcgb.*--dmcgb-dir"):
         pieg.make_dmc("walker-walk", mode, dmcgb_dir=tmp_path / "nowhere")
-    folder = fake_data()
+    folder = dmcgb
     looks = pieg.dmcgb_data(folder, mode)
     if mode in pieg.CLIPS:
         assert [path.name for path in looks] == ["video0.mp4", "video1.mp4", "video2.mp4"]
@@ -779,9 +779,9 @@ def test_missing_and_broken_data_say_so(mode, tmp_path, fake_data):
         pieg.dmcgb_data(folder, mode)
 
 
-def test_the_authors_files_of_colours_are_read(tmp_path, fake_data):
+def test_the_authors_files_of_colours_are_read(tmp_path, dmcgb):
     """Pickled arrays, without running what a pickle says."""
-    folder = fake_data()
+    folder = dmcgb
     sets = pieg.dmcgb_data(folder, "color_hard")
     arrays = [{key: np.array(value) for key, value in colours.items()} for colours in sets]
     torch.save(arrays, tmp_path / "color_hard.pt")
@@ -789,8 +789,8 @@ def test_the_authors_files_of_colours_are_read(tmp_path, fake_data):
     assert all(np.array_equal(one[key], two[key]) for one, two in zip(sets, read, strict=True) for key in one)
 
 
-def test_too_few_clips_are_a_warning(tmp_path, fake_data, capsys):
-    pieg.check(tiny(tmp_path, eval_modes=("video_hard",), dmcgb_dir=str(fake_data())))
+def test_too_few_clips_are_a_warning(tmp_path, dmcgb, capsys):
+    pieg.check(tiny(tmp_path, eval_modes=("video_hard",), dmcgb_dir=str(dmcgb)))
     assert "warning: 3 of the 100 clips of video_hard are there" in capsys.readouterr().out
 
 
@@ -850,9 +850,9 @@ GREEN_FLOOR = GREEN | {key: (0.2, 0.8, 0.2) for key in ("grid_rgb1", "grid_rgb2"
 
 @pytest.mark.parametrize("task", [("walker", "walk"), ("ball_in_cup", "catch"), ("quadruped", "run")])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_look_is_that_of_the_edited_xml(suite, monkeypatch, fake_data, mode, task):
+def test_a_look_is_that_of_the_edited_xml(suite, monkeypatch, dmcgb, mode, task):
     """Colour modes: equal. Video modes: equal outside the key, the clip's frame inside. The physics is the task's."""
-    data, clip = fake_data(), 1
+    data, clip = dmcgb, 1
     env, plain = (pieg.make_dmc("-".join(task), kind, 0, data) for kind in (mode, "train"))
     sets = pieg.dmcgb_data(data, mode)
     colours = {"video_easy": GREEN, "video_hard": GREEN_FLOOR}.get(mode) or sets[44]  # RandomState(0)'s first draw
@@ -892,8 +892,8 @@ def test_colours_are_given_back(suite):
     env.physics.free()
 
 
-def test_colours_and_clips_come_in_the_authors_order(fake_data, monkeypatch):
-    data, drawn, shown = fake_data(), [], []
+def test_colours_and_clips_come_in_the_authors_order(dmcgb, monkeypatch):
+    data, drawn, shown = dmcgb, [], []
     sets, recolour = pieg.dmcgb_data(data, "color_easy"), pieg.recolour
     monkeypatch.setattr(pieg, "recolour", lambda physics, look: drawn.append(look) or recolour(physics, look))
     env = pieg.make_dmc("cartpole-balance", "color_easy", 0, data)
@@ -909,8 +909,8 @@ def test_colours_and_clips_come_in_the_authors_order(fake_data, monkeypatch):
     env.close()
 
 
-def test_a_clip_goes_on_with_each_step_and_is_the_same_in_a_resets_stack(fake_data):
-    env = pieg.make_dmc("cartpole-balance", "video_hard", 0, fake_data())
+def test_a_clip_goes_on_with_each_step_and_is_the_same_in_a_resets_stack(dmcgb):
+    env = pieg.make_dmc("cartpole-balance", "video_hard", 0, dmcgb)
     obs, _ = env.reset()
     assert np.array_equal(obs[:3], obs[3:6]) and np.array_equal(obs[:3], obs[6:])
     for step in range(1, 8):  # clip 1 has five frames
@@ -922,8 +922,8 @@ def test_a_clip_goes_on_with_each_step_and_is_the_same_in_a_resets_stack(fake_da
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("mode", ["train", *MODES])
-def test_gymnasiums_checker_passes(mode, fake_data):
-    env = pieg.make_dmc("cartpole-balance", mode, 0, fake_data())
+def test_gymnasiums_checker_passes(mode, dmcgb):
+    env = pieg.make_dmc("cartpole-balance", mode, 0, dmcgb)
     check_env(env, skip_render_check=True, skip_close_check=True)
     one, two = env.reset(seed=7)[0], env.reset()[0]
     again = env.reset(seed=7)[0]
@@ -932,9 +932,9 @@ def test_gymnasiums_checker_passes(mode, fake_data):
     env.close()
 
 
-def test_environments_are_drawn_by_seed_split_and_restart(fake_data):
+def test_environments_are_drawn_by_seed_split_and_restart(dmcgb):
     """A mode's episodes begin as those of `test` do, and no others; an end begins the next episode."""
-    args = pieg.definite(tiny(".", env_id="cartpole-swingup", action_repeat=250, dmcgb_dir=str(fake_data())))
+    args = pieg.definite(tiny(".", env_id="cartpole-swingup", action_repeat=250, dmcgb_dir=str(dmcgb)))
     seen = {}
     for split, restart in (("train", 0), ("train", 1), ("test", 0), ("color_easy", 0)):
         envs = pieg.make_envs(args, split, restart)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, ROWS, SCRIPTS, load
+from test_drqv2_pieg import make_looks
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line]
@@ -52,7 +53,7 @@ def short_form(path, argv):
     flags = shlex.split(ROWS["mdpo" if script == "ppo_netrand" else script]["flags"])  # in the mode that is asked for
     flags = [*flags[flags.index("--total-timesteps") :], "--final-eval-episodes", "2"]
     more = {"ppo_netrand": ["--mc-samples", "1"], "mdpo": ["--eval-every", "64"]}
-    more["sac_sam_reset"] = []
+    more["sac_sam_reset"] = more["drqv2_pieg"] = []
     more["drq_sam_reset"] = ["--eval-every", "1000", "--final-eval-episodes", "1"]  # a game of boxing takes its time
     return flags + more[script]
 
@@ -60,6 +61,8 @@ def short_form(path, argv):
 def script_of(path, argv):
     """The script that a command runs, or whose runs it looks at."""
     words = [path, *argv]
+    if any("pieg" in word or "looks --columns" in word for word in (*words, " ".join(words))):
+        return "drqv2_pieg"
     for script in ("drq_sam_reset", "sac_sam_reset"):
         if any(script[:3] in word.lower() for word in words):
             return script
@@ -95,6 +98,8 @@ def test_command(command, checkout, monkeypatch):
             run_python(checkout / f"algos/{script}.py", flags, monkeypatch)
         folder = str(min(checkout.glob(runs)))
         argv = [re.sub(r"runs/<.*?>", folder, word) for word in argv]
+    if ("--eval-modes" in argv or "looks" in argv) and not Path("data").exists():
+        make_looks(checkout / "data" / "dmcgb")  # what `make dmcgb` would get from a network
     if path.startswith("tests/"):
         subprocess.run([sys.executable, path, *(word.replace("NAME", "fail") for word in argv)], check=True)
         return
