@@ -47,7 +47,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 from xml.etree import ElementTree
 
 # Easy to miss: before torch is imported. glibc gives large blocks back to the kernel after each operation and faults
@@ -189,10 +189,9 @@ def task_of(args):
 def definite(args):
     """The arguments with the task's own values where they are 0."""
     domain, task = task_of(args)
-    small = args.encoder == "drqv2"
     noise = 2_000_000 if domain in ("dog", "humanoid", "humanoid_CMU") else 500_000
     noise = 100_000 if f"{domain}-{task}" in EASY.split() else noise
-    own = {"action_repeat": 2, "noise_steps": noise, "feature_dim": 50 if small else 256}
+    own = {"action_repeat": 2, "noise_steps": noise, "feature_dim": 50 if args.encoder == "drqv2" else 256}
     own |= {"batch_size": 512, "n_step": 1} if domain == "walker" else {"batch_size": 256, "n_step": 3}
     own["buffer_size"] = 100_000 if (domain, task) == ("quadruped", "run") else 1_000_000
     own["total_timesteps"] = FRAMES // (args.action_repeat or 2)
@@ -240,10 +239,8 @@ def make_dmc(env_id, mode="train", seed=0, dmcgb_dir=None, action_repeat=2, fram
     """
     looks = dmcgb_data(dmcgb_dir or Args.dmcgb_dir, mode) if mode != "train" else []
     domain, task = task_of(Args(env_id=env_id))
-    env = import_suite().load(domain, task, task_kwargs={"random": seed})
-    return ControlEnv(
-        env, mode, looks, seed, action_repeat, frame_stack, size, camera=2 if domain == "quadruped" else 0
-    )
+    env, camera = import_suite().load(domain, task, task_kwargs={"random": seed}), 2 * (domain == "quadruped")
+    return ControlEnv(env, mode, looks, seed, action_repeat, frame_stack, size, camera)
 
 
 class ControlEnv(gym.Env):
@@ -281,8 +278,9 @@ class ControlEnv(gym.Env):
         return np.concatenate(self.frames), {}
 
     def step(self, action):
+        # Easy to miss: not all bounds are -1 and 1.
         action, reward = self.low + (action.astype(np.float64) + 1) / 2 * (self.high - self.low), 0.0
-        for _ in range(self.repeat):  # Easy to miss: not all bounds are -1 and 1
+        for _ in range(self.repeat):
             moment = self.env.step(action)
             reward += moment.reward
             if moment.last():
@@ -377,6 +375,8 @@ def dmcgb_data(folder, mode):
     import cv2
 
     folder = Path(folder)
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode {mode}: train {' '.join(get_args(Mode))}")
     if mode in CLIPS:
         expected = [folder / mode / f"video{number}.mp4" for number in range(CLIPS[mode])]
     else:
@@ -1268,8 +1268,8 @@ def check(args):
     for mode in args.eval_modes:
         try:
             looks = dmcgb_data(args.dmcgb_dir, mode)
-        except (OSError, ValueError, RuntimeError) as error:
-            fail(str(error))
+        except Exception as error:  # of the disk, a pickle, JSON or what they hold
+            fail(f"--eval-modes {mode}: {str(error).splitlines()[0]}")
         if mode in CLIPS and len(looks) < CLIPS[mode]:
             print(
                 f"warning: {len(looks)} of the {CLIPS[mode]} clips of {mode} are there: no figure to publish",

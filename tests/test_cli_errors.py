@@ -126,7 +126,7 @@ ONE_SCRIPT["drqv2_pieg"] = [
     ("--overlay-pictures 0", "--overlay-pictures 0: from 1"),
     ("--overlay-dir nowhere", "--overlay-dir nowhere: no such folder; one with pictures, or `textures`"),
     ("--overlay-dir @/run", "no .jpg .jpeg .png in it"),
-    ("--eval-modes video_hard", "DMC-GB's data for video_hard is not in data/dmcgb"),
+    ("--eval-modes video_hard", "DMC-GB's data for video_hard is not in data/dmcgb (video_hard/video0.mp4 to"),
     ("--eval-modes color_easy --dmcgb-dir @", "(color_easy.json to color_easy.pt): `make dmcgb` fetches it"),
     ("--buffer-size 1000000000 --total-timesteps 1000000000", "--buffer-size: 20187377 MB of replay do not fit"),
     ("--total-timesteps 1000000000000", "--total-timesteps: 20187377929 MB of replay do not fit into"),

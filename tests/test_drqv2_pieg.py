@@ -15,6 +15,7 @@ import torch
 import torch.nn as nn
 from conftest import ScriptedEnvs, TinyPieg, load, replace
 from gymnasium.utils.env_checker import check_env
+from test_curves import load as benchmark
 
 pieg = load("drqv2_pieg")
 CPU = torch.device("cpu")
@@ -348,6 +349,33 @@ def test_pictures_are_crops_of_a_folder(tmp_path, capsys):
     capsys.readouterr()
     (tmp_path / "a" / "7.jpg").write_text("no picture either")
     assert "7.jpg cannot be read as a picture" in refusal(capsys, pieg.load_pictures, args, 12, 5)
+
+
+# ---- Feature maps ----
+def test_feature_maps_of_one_state_in_two_looks(tmp_path, dmcgb, monkeypatch, capsys):
+    """Both encoders' maps, 0 between equal pictures; a picture and a table of two checkpoints."""
+    tool = benchmark("feature_maps")
+    for encoder in (agent_of().encoder.eval(), agent_of(encoder="drqv2").encoder):
+        obs = torch.randint(0, 256, (2, 9, 84, 84)).byte()
+        maps = tool.feature_maps(encoder, obs)
+        assert maps.shape == ((2, 128, 11, 11) if hasattr(encoder, "resnet") else (2, 32, 35, 35))
+        other = maps.clone()
+        other[0, 0] = maps[0, 0].min()
+        both = tool.normalised(torch.stack([maps, other]))
+        assert both.min() == 0 and both.max() == 1
+        one = (maps[0, 0] - maps[0, 0].min()) / (maps[0, 0].max() - maps[0, 0].min())
+        assert tool.difference(both) == pytest.approx(one.sum().item() / maps.numel(), rel=1e-4)
+    folders = []
+    for encoder in ("resnet18", "drqv2"):
+        args = tiny(tmp_path / encoder, env_id="cartpole-balance", encoder=encoder, total_timesteps=13, eval_every=0)
+        pieg.train(args)
+        folders.append(str(folder_in(tmp_path / encoder)))
+    flags = ["--out", str(tmp_path), "--steps", "3", "--dmcgb-dir", str(dmcgb), "--mode", "color_hard"]
+    monkeypatch.setattr(sys, "argv", ["feature_maps.py", *folders, *flags])
+    tool.main()
+    table = (tmp_path / "feature_maps.csv").read_text().splitlines()
+    assert len(table) == 3 and all(0 < float(row.split(",")[-1]) < 1 for row in table[1:])
+    assert (tmp_path / "feature_maps.png").stat().st_size > 1000
 
 
 # ---- Update ----
@@ -706,7 +734,7 @@ def write_clip(path, frames):
 
 
 def make_looks(folder):
-    """A folder of looks: 100 sets of colours, and 3 clips of 4 to 6 frames: frame j of clip i is all (60 i, 10 j, 200)."""
+    """A folder of looks: 100 sets of colours, 3 clips of 4 to 6 frames. Frame j of clip i is all (60 i, 10 j, 200)."""
     rng = np.random.default_rng(0)
     for mode in MODES[:2]:
         keys = ("skybox_rgb", "grid_rgb1", "grid_rgb2", "self_rgb")
@@ -930,6 +958,11 @@ def test_gymnasiums_checker_passes(mode, dmcgb):
     assert np.abs(one.astype(int) - again).max() <= 1 and not np.array_equal(one, two)
     assert np.abs(env.reset()[0].astype(int) - two).max() <= 1
     env.close()
+
+
+def test_a_mode_that_there_is_not(dmcgb):
+    with pytest.raises(ValueError, match="mode nonsense: train color_easy color_hard video_easy video_hard"):
+        pieg.make_dmc("cartpole-balance", "nonsense", 0, dmcgb)
 
 
 def test_environments_are_drawn_by_seed_split_and_restart(dmcgb):
