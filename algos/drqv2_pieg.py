@@ -394,9 +394,10 @@ def dmcgb_data(folder, mode):
         return found
     if found[0].suffix == ".json":
         sets = json.loads(found[0].read_text())
-    else:  # as in the authors' repository, pickled arrays
-        rebuild = (np.empty(0).__reduce__()[0], "numpy.core.multiarray._reconstruct")
-        with torch.serialization.safe_globals([rebuild, np.ndarray, np.dtype, np.dtypes.Float64DType]):
+    else:  # as in the authors' repository, arrays that an old numpy pickled
+        rebuild = np.empty(0).__reduce__()[0]
+        safe = [rebuild, (rebuild, "numpy.core.multiarray._reconstruct"), np.ndarray, np.dtype, np.dtypes.Float64DType]
+        with torch.serialization.safe_globals(safe):
             sets = torch.load(found[0], weights_only=True)
     for number, colours in enumerate(sets):
         if missing := {"skybox_rgb", "grid_rgb1", "grid_rgb2", "self_rgb"} - colours.keys():
@@ -477,10 +478,10 @@ def load_resnet(args):
     known = torchvision.models.get_model_weights(args.encoder).__members__
     known = dict(known) | {"imagenet": known["IMAGENET1K_V1"]}
     try:
-        state = known[name].get_state_dict(check_hash=True) if name in known else torch.load(name, weights_only=True)
-        resnet.load_state_dict(state)
+        download = partial(known[name].get_state_dict, check_hash=True) if name in known else None
+        resnet.load_state_dict(download() if download else torch.load(name, "cpu", weights_only=True))
     except Exception as error:  # of the network, the disk, the pickle or the shapes
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         fail(f"--encoder-weights {name}: {reason}; give a file of torchvision's {args.encoder}, `imagenet` or `random`")
     return resnet
 
@@ -634,8 +635,7 @@ def load_pictures(args, size, seed):
             except RuntimeError as error:
                 fail(f"--overlay-dir: {path} cannot be read as a picture: {str(error).splitlines()[0]}")
     print(
-        f"overlay: {len(paths)} crops of {len(set(paths))} of the {len(order)} pictures in {args.overlay_dir}",
-        flush=True,
+        f"overlay: {len(paths)} crops of {len(set(paths))} of {len(order)} pictures in {args.overlay_dir}", flush=True
     )
     return pictures
 
@@ -672,12 +672,8 @@ class Replay:
 
     def __init__(self, capacity, obs_shape, num_actions, args, device):
         self.args, self.device, self.frames_a_stack = args, device, obs_shape[0] // 3
-        fields = [
-            ("frames", np.uint8, (3, *obs_shape[1:])),
-            ("starts", np.int64),
-            ("actions", np.float32, (num_actions,)),
-        ]
-        self.row = np.dtype([*fields, ("rewards", np.float32), ("dones", bool)])  # as in the file
+        fields = [("frames", np.uint8, (3, *obs_shape[1:])), ("starts", np.int64), ("rewards", np.float32)]
+        self.row = np.dtype([*fields, ("actions", np.float32, (num_actions,)), ("dones", bool)])  # as in the file
         empty = {name: np.zeros(capacity, self.row[name]) for name in self.row.names}
         self.rows = {name: torch.from_numpy(values).to(device) for name, values in empty.items()}
         self.whole = np.zeros(capacity, bool)  # rows that can be sampled; known without asking the device

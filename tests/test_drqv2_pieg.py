@@ -343,7 +343,7 @@ def test_pictures_are_crops_of_a_folder(tmp_path, capsys):
     assert torch.equal(torch.get_rng_state(), state)
     assert pictures.shape == (8, 3, 12, 12) and pictures.flatten(1).amin(1).equal(pictures.flatten(1).amax(1))
     assert sorted(pictures[:6, 0, 0, 0].tolist()) == [0, 40, 80, 120, 160, 200]
-    assert "8 crops of 6 of the 6 pictures" in capsys.readouterr().out
+    assert "8 crops of 6 of 6 pictures" in capsys.readouterr().out
     assert torch.equal(pictures, pieg.load_pictures(args, 12, 5))
     assert not torch.equal(pictures, pieg.load_pictures(args, 12, 6))
     capsys.readouterr()
