@@ -83,7 +83,7 @@ def feature_maps(encoder, obs):
     """Of the newest frame, or of the stack where the encoder takes it whole. uint8 [S, 9, 84, 84] -> [S, C, h, w]."""
     if hasattr(encoder, "resnet"):
         return encoder.resnet(script.to_pixels(obs[:, -3:]) - 0.5)
-    return torch.nn.Sequential(*encoder[:-1])(script.to_pixels(obs) - 0.5)
+    return torch.nn.Sequential(*list(encoder)[:-1])(script.to_pixels(obs) - 0.5)
 
 
 def normalised(both):

@@ -200,7 +200,7 @@ def test_initial_weights(agent):
             torch.testing.assert_close(gains, torch.ones(min(layer.weight.shape)), atol=1e-4, rtol=0)
             assert layer.bias.abs().sum() == 0
     small = agent_of(encoder="drqv2").encoder
-    for layer in small[:-1:2]:
+    for layer in list(small)[:-1:2]:
         gains = torch.linalg.svdvals(layer.weight.flatten(1)).detach()
         torch.testing.assert_close(gains, torch.full((32,), 2**0.5), atol=1e-4, rtol=0)
 
