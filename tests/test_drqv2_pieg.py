@@ -152,7 +152,8 @@ class Task:
 
 def agent_of(**changes):
     torch.manual_seed(0)
-    return pieg.Agent(Task, pieg.definite(pieg.Args(encoder_weights="random", **{"projection_dim": 32} | changes)))
+    args = pieg.Args(**{"encoder_weights": "random", "projection_dim": 32} | changes)
+    return pieg.Agent(Task, pieg.definite(args))
 
 
 @pytest.fixture(scope="module")
