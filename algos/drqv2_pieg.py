@@ -95,7 +95,7 @@ class Args:
     eval_seed: int = 42  # draws the evaluated levels, the same ones each time
     eval_modes: tuple[Mode, ...] = ()  # looks of DMC-GB to evaluate besides the one trained on
     eval_batch_norm: Literal["frames", "running"] = (
-        "frames"  # statistics in evaluations: the seen frames', or training's
+        "frames"  # statistics when evaluated: the seen frames', or training's
     )
     dmcgb_dir: str = "data/dmcgb"  # DMC-GB's colours and clips, which `make dmcgb` fetches
 
@@ -104,7 +104,7 @@ class Args:
     total_timesteps: int = 0  # steps an agent (PPO: rounded up to whole rollouts; DMC, 0: the paper's)
     # Paper: the method.
     encoder: Literal["resnet18", "resnet34", "resnet50", "drqv2"] = (
-        "resnet18"  # frozen; drqv2: DrQ-v2's own, which learns
+        "resnet18"  # frozen; drqv2: a small one, which learns
     )
     encoder_weights: str = "imagenet"  # imagenet (V1), another name of torchvision's, a file of its weights, or random
     encoder_layer: int = 2  # last of the ResNet's four layers that is used
