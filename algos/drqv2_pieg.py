@@ -94,18 +94,14 @@ class Args:
     final_eval_episodes: int = 100  # episodes of the last evaluation
     eval_seed: int = 42  # draws the evaluated levels, the same ones each time
     eval_modes: tuple[Mode, ...] = ()  # looks of DMC-GB to evaluate besides the one trained on
-    eval_batch_norm: Literal["frames", "running"] = (
-        "frames"  # statistics when evaluated: the seen frames', or training's
-    )
+    eval_batch_norm: Literal["frames", "running"] = "frames"  # statistics when evaluated: of the frames, or training's
     dmcgb_dir: str = "data/dmcgb"  # DMC-GB's colours and clips, which `make dmcgb` fetches
 
     env_id: str = "walker-walk"  # the game (or its EnvPool id) or task; a wrong one is told the right ones
     action_repeat: int = 0  # frames a step (0: the task's)
     total_timesteps: int = 0  # steps an agent (PPO: rounded up to whole rollouts; DMC, 0: the paper's)
     # Paper: the method.
-    encoder: Literal["resnet18", "resnet34", "resnet50", "drqv2"] = (
-        "resnet18"  # frozen; drqv2: a small one, which learns
-    )
+    encoder: Literal["resnet18", "resnet34", "resnet50", "drqv2"] = "resnet18"  # frozen; drqv2: small, and it learns
     encoder_weights: str = "imagenet"  # imagenet (V1), another name of torchvision's, a file of its weights, or random
     encoder_layer: int = 2  # last of the ResNet's four layers that is used
     projection_dim: int = 1024  # width of the projection that learns to read the frozen features
