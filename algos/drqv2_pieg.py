@@ -45,7 +45,7 @@ import warnings
 from collections import deque
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal, get_args
 from xml.etree import ElementTree
@@ -94,7 +94,7 @@ class Args:
     final_eval_episodes: int = 100  # episodes of the last evaluation
     eval_seed: int = 42  # draws the evaluated levels, the same ones each time
     eval_modes: tuple[Mode, ...] = ()  # looks of DMC-GB to evaluate besides the one trained on
-    eval_batch_norm: Literal["frames", "running"] = "frames"  # statistics when evaluated: of the frames, or training's
+    eval_batch_norm: Literal["frames", "running"] = "frames"  # when evaluated, if adapting: the frames', or training's
     dmcgb_dir: str = "data/dmcgb"  # DMC-GB's colours and clips, which `make dmcgb` fetches
 
     env_id: str = "walker-walk"  # the game (or its EnvPool id) or task; a wrong one is told the right ones
@@ -130,7 +130,7 @@ class Args:
 
 
 # ---- 3. Environments ----
-# The tasks of dm_control's suite, but for lqr, which never ends and whose actions have no bounds.
+# The tasks of dm_control's suite, but for lqr, which has no time limit and whose actions have no bounds.
 SUITE = {
     "acrobot": "swingup swingup_sparse",
     "ball_in_cup": "catch",
@@ -183,31 +183,35 @@ def task_of(args):
 
 # Modified from sac_sam_reset.py: the settings of other papers.
 def definite(args):
-    """The arguments with the task's own values where they are 0."""
+    """The arguments with the task's own values where they are 0, and its name in one spelling."""
     domain, task = task_of(args)
+    name = f"{domain}-{task}"
     noise = 2_000_000 if domain in ("dog", "humanoid", "humanoid_CMU") else 500_000
-    noise = 100_000 if f"{domain}-{task}" in EASY.split() else noise
+    noise = 100_000 if name in EASY.split() else noise
     own = {"action_repeat": 2, "noise_steps": noise, "feature_dim": 50 if args.encoder == "drqv2" else 256}
     own |= {"batch_size": 512, "n_step": 1} if domain == "walker" else {"batch_size": 256, "n_step": 3}
-    own["buffer_size"] = 100_000 if (domain, task) == ("quadruped", "run") else 1_000_000
+    own["buffer_size"] = 100_000 if name == "quadruped-run" else 1_000_000
     own["total_timesteps"] = FRAMES // (args.action_repeat or 2)
-    return dataclasses.replace(args, **{name: getattr(args, name) or value for name, value in own.items()})
+    own = {key: getattr(args, key) or value for key, value in own.items()}
+    return dataclasses.replace(args, env_id=name, **own)
 
 
+@cache
 def import_suite():
     """dm_control's suite, with a renderer that works here. Easy to miss: it cannot be changed after the import."""
     probe = "import mujoco as m; c = m.GLContext(8, 8); c.make_current()"
     probe += "; m.MjrContext(m.MjModel.from_xml_string('<mujoco/>'), 100); c.free()"
-    for name in () if "MUJOCO_GL" in os.environ else ("egl", "osmesa"):  # glfw says yes without a display, then fails
+    wanted = os.environ.get("MUJOCO_GL")
+    for name in (wanted,) if wanted else ("egl", "osmesa"):
         environment = os.environ | {"MUJOCO_GL": name}
         if subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True).returncode == 0:
             os.environ["MUJOCO_GL"] = name
-            break
-    if "MUJOCO_GL" not in os.environ:
-        fail("nothing to render with; on Debian or Ubuntu: apt-get install libegl1 libgl1-mesa-dri")
-    from dm_control import suite
+            from dm_control import suite
 
-    return suite
+            return suite
+    if wanted:
+        fail(f"MUJOCO_GL={wanted} cannot render here; without it, egl and osmesa are tried")
+    fail("nothing to render with; on Debian or Ubuntu: apt-get install libegl1 libgl1-mesa-dri")
 
 
 def make_envs(args, split, restart=0):
@@ -531,7 +535,7 @@ def orthogonal(layer, gain):
 
 def to_pixels(obs):
     """uint8 [B, C, H, W] -> float32 [B, C, H, W] in 0..1, in the layout of the convolutions."""
-    return obs.contiguous(memory_format=torch.channels_last).float() / 255  # Easy to miss: bytes move faster
+    return obs.contiguous(memory_format=torch.channels_last).float() / 255  # Easy to miss: bytes are moved, not floats
 
 
 # Modified from sac_sam_reset.py: noise of the size that is due is given.
@@ -790,11 +794,10 @@ def update(agent, target, optimizer, replay, pictures, draws, args):
     parts = {}
     q = agent.critic(hidden, batch["actions"].repeat(len(views), 1))  # [2, V B]
     learned = [param for param in agent.encoder.parameters() if param.requires_grad]
-    descend("critic", (q - targets.repeat(len(views))).square().sum(0).mean(), [*learned, *agent.critic.parameters()])
-    parts["q"] = q.detach().mean()
-    hidden = hidden[
-        :size
-    ].detach()  # Easy to miss: from before the step, of plain observations; the critic is the new one
+    descend("qf", (q - targets.repeat(len(views))).square().sum(0).mean(), [*learned, *agent.critic.parameters()])
+    parts["qf1_values"], parts["qf2_values"] = q.detach().mean(1)
+    # Easy to miss: features from before the step, of plain observations; the critic is the new one.
+    hidden = hidden[:size].detach()
     q = agent.critic(hidden, add_noise(agent.actor(hidden), noise[0]))
     descend("actor", -q.amin(0).mean(), list(agent.actor.parameters()))
     soft_update(list(target.parameters()), list(agent.critic.parameters()), args.tau)
@@ -928,8 +931,9 @@ def train(args, make_envs=make_envs, make_agent=Agent):
 
         # Step.
         obs, reward, terminated, truncated, info = envs.step(actions)
-        ended, final_obs = bool(terminated[0] | truncated[0]), info.get("final_obs", obs)
-        replay.add(actions[0], float(reward[0]), bool(terminated[0]), final_obs[0][-3:])
+        ended = bool(terminated[0] | truncated[0])
+        next_obs = info["final_obs"][0] if ended else obs[0]
+        replay.add(actions[0], float(reward[0]), bool(terminated[0]), next_obs[-3:])
         if ended:
             replay.begin(obs[0, -3:])
         episode_return, episode_length = episode_return + float(reward[0]), episode_length + 1
@@ -992,7 +996,7 @@ def evaluate(agent, args, make_envs, split, episodes, tick=lambda: None):
     envs = make_envs(dataclasses.replace(args, seed=args.eval_seed, num_envs=1), split)
     device, finished, total = next(agent.parameters()).device, [], 0.0
     agent.eval()
-    normalise_by_own(agent, args.eval_batch_norm == "frames")
+    normalise_by_own(agent, args.batch_norm == "adapting" and args.eval_batch_norm == "frames")
     obs, _ = envs.reset()
     while len(finished) < episodes:
         (actions,) = act(agent, torch.as_tensor(obs).to(device))

@@ -487,7 +487,7 @@ def test_update_is_the_plain_one(tmp_path, changes, make_agent):
     for one, two in ((agent, twin), (target, twin_target)):
         for (name, value), other in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
             torch.testing.assert_close(value, other, atol=1e-6, rtol=1e-6, msg=name)
-    assert {"critic_loss", "critic_grad_norm", "actor_loss", "actor_grad_norm", "q"} == logged.keys()
+    assert {"qf_loss", "qf_grad_norm", "actor_loss", "actor_grad_norm", "qf1_values", "qf2_values"} == logged.keys()
 
 
 def test_no_gradient_of_the_actor_reaches_the_encoder(tmp_path):
