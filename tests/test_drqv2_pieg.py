@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from conftest import ScriptedEnvs, TinyPieg, load, replace
+from conftest import ScriptedEnvs, TinyPieg, assert_same, folder_in, leaves_of, load, replace
 from gymnasium.utils.env_checker import check_env
 from test_curves import load as benchmark
 
@@ -54,23 +54,6 @@ def tiny(runs_dir, **changes):
 
 def go(args, make_envs=Envs, make_agent=TinyPieg):
     return pieg.train(args, make_envs, make_agent)
-
-
-def folder_in(runs_dir):
-    (folder,) = (path.parent for path in Path(runs_dir).glob("*/args.json"))
-    return folder
-
-
-def state_of(path):
-    return dict(pieg.leaves(torch.load(path, weights_only=True)))
-
-
-def assert_same(one, two):
-    assert one.keys() == two.keys()
-    for name in one:
-        if not name.startswith(("args.", "metrics_bytes")):
-            same = torch.equal(one[name], two[name]) if isinstance(one[name], torch.Tensor) else one[name] == two[name]
-            assert same, name
 
 
 def refusal(capsys, call, *inputs):
@@ -517,7 +500,7 @@ def test_method_off_is_drqv2_bit_for_bit(tmp_path):
     other = {"encoder_weights": "imagenet", "encoder_layer": 4, "projection_dim": 7, "frame_differences": False}
     other |= {"batch_norm": "fixed", "overlay_pictures": 9, "eval_batch_norm": "running"}
     go(tiny(tmp_path / "other", **off | other), Pixels, pieg.Agent)
-    assert_same(*(state_of(folder_in(tmp_path / name) / "checkpoint.pt") for name in ("off", "other")))
+    assert_same(*(leaves_of(folder_in(tmp_path / name) / "checkpoint.pt") for name in ("off", "other")))
 
 
 def test_strong_augmentation_shifts_no_other_draw(tmp_path, monkeypatch):
@@ -638,7 +621,7 @@ def test_resumed_bit_for_bit(tmp_path):
     half = folder_in(tmp_path / "half")
     assert torch.load(half / "exact.pt", weights_only=True)["exact_step"] == 25
     go(tiny(tmp_path, resume=str(half / "exact.pt")))
-    assert_same(state_of(whole / "checkpoint.pt"), state_of(half / "checkpoint.pt"))
+    assert_same(leaves_of(whole / "checkpoint.pt"), leaves_of(half / "checkpoint.pt"))
     assert (whole / "replay.bin").read_bytes() == (half / "replay.bin").read_bytes()
 
 
@@ -983,18 +966,3 @@ def test_environments_are_drawn_by_seed_split_and_restart(dmcgb):
         envs.close()
     assert np.array_equal(seen["test", 0], seen["color_easy", 0])
     assert len({state.tobytes() for state in seen.values()}) == 3
-
-
-def test_a_renderer_is_probed_once_and_only_if_none_is_chosen(monkeypatch, capsys):
-    tried = []
-
-    class Failed:
-        returncode = 1
-
-    monkeypatch.setattr(pieg.subprocess, "run", lambda command, env, **_: tried.append(env["MUJOCO_GL"]) or Failed)
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
-    with pytest.raises(SystemExit, match=r"^2$"):
-        pieg.import_suite()
-    assert tried == ["egl", "osmesa"] and "libegl1" in capsys.readouterr().err
-    monkeypatch.setenv("MUJOCO_GL", "egl")
-    assert pieg.import_suite() is sys.modules["dm_control.suite"] and len(tried) == 2
