@@ -619,6 +619,8 @@ def load_pictures(args, size, seed):
         rng, chunk = torch.Generator().manual_seed(seed), 500
         sizes = [min(chunk, args.overlay_pictures - first) for first in range(0, args.overlay_pictures, chunk)]
         return torch.cat([make_textures(count, size, rng) for count in sizes])
+    import cv2
+
     kinds = (".jpg", ".jpeg", ".png")
     paths = sorted(path for path in Path(args.overlay_dir).rglob("*") if path.suffix.lower() in kinds)
     if not paths:
@@ -630,13 +632,12 @@ def load_pictures(args, size, seed):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for number, path in enumerate(paths):
-            try:
-                pictures[number] = crop(torchvision.io.decode_image(str(path), torchvision.io.ImageReadMode.RGB))
-            except RuntimeError as error:
-                fail(f"--overlay-dir: {path} cannot be read as a picture: {str(error).splitlines()[0]}")
-    print(
-        f"overlay: {len(paths)} crops of {len(set(paths))} of {len(order)} pictures in {args.overlay_dir}", flush=True
-    )
+            picture = cv2.imread(str(path))  # [H, W, 3], blue comes first
+            if picture is None:
+                fail(f"--overlay-dir: {path} cannot be read as a picture")
+            pictures[number] = crop(torch.from_numpy(picture[..., ::-1].copy()).permute(2, 0, 1))
+    used = f"{len(paths)} crops of {len(set(paths))} of {len(order)} pictures"
+    print(f"overlay: {used} in {args.overlay_dir}", flush=True)
     return pictures
 
 

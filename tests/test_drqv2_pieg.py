@@ -319,13 +319,14 @@ def test_pictures_are_crops_of_a_folder(tmp_path, capsys):
     for number in range(6):
         folder = tmp_path / "a" / str(number % 2)
         folder.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(folder / f"{number}.png"), np.full((40, 50, 3), 40 * number, np.uint8))
+        cv2.imwrite(str(folder / f"{number}.png"), np.full((40, 50, 3), (9, 99, 40 * number), np.uint8))
     (tmp_path / "a" / "note.txt").write_text("no picture")
     args = tiny(tmp_path, overlay_dir=str(tmp_path / "a"), overlay_pictures=8)
     state = torch.get_rng_state()
     pictures = pieg.load_pictures(args, 12, 5)
     assert torch.equal(torch.get_rng_state(), state)
-    assert pictures.shape == (8, 3, 12, 12) and pictures.flatten(1).amin(1).equal(pictures.flatten(1).amax(1))
+    assert pictures.shape == (8, 3, 12, 12) and pictures.amin((2, 3)).equal(pictures.amax((2, 3)))
+    assert (pictures[:, 1:, 0, 0] == torch.tensor([99, 9])).all()  # red, green, blue
     assert sorted(pictures[:6, 0, 0, 0].tolist()) == [0, 40, 80, 120, 160, 200]
     assert "8 crops of 6 of 6 pictures" in capsys.readouterr().out
     assert torch.equal(pictures, pieg.load_pictures(args, 12, 5))

@@ -61,7 +61,7 @@ def short_form(path, argv):
 def script_of(path, argv):
     """The script that a command runs, or whose runs it looks at."""
     words = [path, *argv]
-    if any("pieg" in word or "looks --columns" in word for word in (*words, " ".join(words))):
+    if any(name in " ".join(words) for name in ("pieg", "zero_shot", "--split looks")):
         return "drqv2_pieg"
     for script in ("drq_sam_reset", "sac_sam_reset"):
         if any(script[:3] in word.lower() for word in words):
