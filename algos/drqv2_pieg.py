@@ -318,9 +318,8 @@ def recolour(physics, colours):
                 found.set(attribute, " ".join(str(float(x)) for x in (*rgb, *[1] * (attribute == "rgba"))))
         assets[path] = ElementTree.tostring(root)
     includes = "".join(f'<include file="./common/{name}.xml"/>' for name in ("skybox", "materials"))
-    donor = mujoco.MjModel.from_xml_string(
-        f'<mujoco>{includes}<worldbody><geom size="1"/></worldbody></mujoco>', assets
-    )
+    scene = f'<mujoco>{includes}<worldbody><geom size="1"/></worldbody></mujoco>'
+    donor = mujoco.MjModel.from_xml_string(scene, assets)
     model, context = physics.model.ptr, physics.contexts
     texture, material = mujoco.mjtObj.mjOBJ_TEXTURE, mujoco.mjtObj.mjOBJ_MATERIAL
     for name in ("skybox", "grid"):
@@ -867,10 +866,8 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     target = copy.deepcopy(agent.critic).requires_grad_(False)
     learned = [param for param in agent.parameters() if param.requires_grad]
     optimizer = torch.optim.Adam(learned, lr=args.learning_rate, eps=args.adam_eps, fused=True)
-    pictures = (
-        load_pictures(args, obs_shape[1], picture_seed) if args.strong_augmentation == "overlay" else torch.empty(0)
-    )
-    pictures, number_of_pictures = pictures.to(device), max(len(pictures), 1)
+    overlay = args.strong_augmentation == "overlay"
+    pictures = load_pictures(args, obs_shape[1], picture_seed).to(device) if overlay else torch.empty(1, device=device)
     replay = Replay(rows_needed(args), obs_shape, num_actions, args, device)
     print(f"replay: {sum(values.nbytes for values in replay.rows.values()) >> 20} MB", flush=True)
     parts = {"agent": agent, "target": target, "optimizer": optimizer, "replay": replay, "explore_rng": explore_rng}
@@ -892,7 +889,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
         if args.strong_augmentation == "conv":
             draws["strong"] = torch.randn(size, 3, 3, 3, 3, generator=strong_rng)
         else:
-            draws["strong"] = torch.randint(number_of_pictures, (size,), generator=strong_rng)
+            draws["strong"] = torch.randint(len(pictures), (size,), generator=strong_rng)
         draws["sigma"] = torch.tensor(noise_scale(step, args))
         return [draws[name].to(device, non_blocking=True) for name in DRAWS]
 
@@ -1240,16 +1237,8 @@ def set_up_torch(args):
 def check(args):
     """Arguments out of range and data that is missing, before anything is made or written."""
     args = definite(args)
-    positive = (
-        "eval_episodes",
-        "final_eval_episodes",
-        "num_envs",
-        "batch_size",
-        "n_step",
-        "update_every",
-        "noise_steps",
-    )
-    positive += ("encoder_layer", "projection_dim", "feature_dim", "hidden_dim", "overlay_pictures")
+    positive = ("eval_episodes", "final_eval_episodes", "num_envs", "batch_size", "n_step", "update_every")
+    positive += ("noise_steps", "encoder_layer", "projection_dim", "feature_dim", "hidden_dim", "overlay_pictures")
     least = dict.fromkeys(positive, 1) | {"learning_starts": args.n_step, "buffer_size": args.n_step + 5}
     most = dict.fromkeys(("gamma", "tau", "num_envs"), 1) | {"encoder_layer": 4}
     for name, value in vars(args).items():
@@ -1268,10 +1257,8 @@ def check(args):
         except Exception as error:  # of the disk, a pickle, JSON or what they hold
             fail(f"--eval-modes {mode}: {str(error).splitlines()[0]}")
         if mode in CLIPS and len(looks) < CLIPS[mode]:
-            print(
-                f"warning: {len(looks)} of the {CLIPS[mode]} clips of {mode} are there: no figure to publish",
-                flush=True,
-            )
+            there = f"{len(looks)} of the {CLIPS[mode]} clips of {mode}"
+            print(f"warning: {there} are there: no figure to publish", flush=True)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if args.cuda and torch.cuda.is_available():
         _, memory = torch.cuda.mem_get_info()
