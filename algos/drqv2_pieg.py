@@ -348,22 +348,38 @@ def is_green(picture):
     channels = picture.transpose(2, 0, 1) / 255  # [3, H, W]
     high, low = channels.max(0), channels.min(0)
     red, green, blue = (high - channels) / np.where(high > low, high - low, 1)  # how far each is from the highest
-    hue = np.where(red == 0, blue - green, np.where(green == 0, 2 + red - blue, 4 + green - red)) / 6 % 1
+    hue = np.where(green == 0, 2 + red - blue, 4 + green - red) / 6  # where red is not the highest
     saturation = (high - low) / np.where(high > 0, high, 1)
     inside = (hue * 360 >= 100) & (hue * 360 <= 185) & (saturation * 255 >= 80) & (high * 255 >= 70)
-    return inside & (high > low)
+    return inside & (red > 0)
 
 
 def frames_of(clip, size):
-    """The frames of a clip, over and over, uint8 [size, size, 3]. Reference code: bilinear, fractions are cut off."""
+    """The frames of a clip, over and over, uint8 [size, size, 3]."""
     import cv2
 
     while True:
         video = cv2.VideoCapture(str(clip))
         while (read := video.read())[0]:
-            frame = torch.from_numpy(read[1][..., ::-1].copy()).permute(2, 0, 1)[None].float() / 255
-            frame = nn.functional.interpolate(frame, (size, size), mode="bilinear", align_corners=False)
-            yield (frame[0] * 255).byte().permute(1, 2, 0).numpy()
+            yield resized(read[1], size)[..., ::-1]
+
+
+def resized(frame, size):
+    """A frame by bilinear interpolation. uint8 [H, W, 3] -> [size, size, 3]. Reference code: fractions are cut off."""
+    (top, bottom, down), (left, right, across) = (neighbours(length, size) for length in frame.shape[:2])
+    rows = frame[top].astype(np.float32)  # [size, W, 3]
+    rows += down[:, None, None] * (frame[bottom] - rows)
+    pixels = rows[:, left]
+    pixels += across[:, None] * (rows[:, right] - pixels)
+    return pixels.astype(np.uint8)
+
+
+@cache
+def neighbours(length, size):
+    """Between which two of `length` pixels each of `size` lies, and how far along. -> int64, int64, float32 [size]."""
+    places = ((np.arange(size) + 0.5) * length / size - 0.5).clip(0, length - 1)
+    first = places.astype(np.int64)
+    return first, np.minimum(first + 1, length - 1), (places - first).astype(np.float32)
 
 
 def dmcgb_data(folder, mode):
