@@ -18,7 +18,7 @@ DMCGB := https://github.com/nicklashansen/dmcontrol-generalization-benchmark
 
 dmcgb:
 	@test ! -e data/dmcgb || { echo "error: data/dmcgb is there already" >&2; exit 1; }
-	rm -rf data/dmcgb.git && mkdir -p data
+	rm -rf data/dmcgb.git data/dmcgb.part && mkdir -p data
 	git clone --depth 1 --filter=blob:none --sparse $(DMCGB) data/dmcgb.git
 	git -C data/dmcgb.git sparse-checkout set src/env/data
 	cp -r data/dmcgb.git/src/env/data data/dmcgb.part && cp data/dmcgb.git/LICENSE data/dmcgb.part

@@ -15,7 +15,8 @@ github.com/nicklashansen/dmcontrol-generalization-benchmark (ff9c0aa).
 Deviations: pictures to overlay are drawn and cropped once, not for each update, and without --overlay-dir they are
 made up here; the episode under way is learned from too, and an episode's last observation takes a row of the replay;
 the pretrained running statistics start as they are (the authors' constructor moves them by a tenth towards noise);
-evaluations during training go by the frames' own statistics, as the authors' last one does; seeds are our own.
+evaluations during training go by the frames' own statistics, as the authors' last one does; humanoids and dogs have
+the other tasks' learning rate and widths; seeds are our own.
 
     python algos/drqv2_pieg.py --env-id walker-walk                            # the paper: 1M frames, 500k steps
     python algos/drqv2_pieg.py --env-id walker-walk --encoder drqv2 --strong-augmentation none    # its baseline, DrQ-v2
@@ -86,7 +87,7 @@ class Args:
     wandb_entity: str | None = None  # team for --track
     runs_dir: str = "runs"  # where run folders are made
     save_minutes: float = 5.0  # minutes between safety checkpoints (0: never)
-    exact_every: int = 10_000  # steps between bit-for-bit checkpoints, where environments start afresh (0: never)
+    exact_every: int = 50_000  # steps between bit-for-bit checkpoints, where environments start afresh (0: never)
     resume: str | None = None  # run folder or checkpoint to go on from
     evaluate: str | None = None  # run folder or checkpoint to evaluate, without training
     eval_every: int = 5_000  # steps between evaluations (0: never)
@@ -170,21 +171,24 @@ COLOURS = {
 CLIPS = {"video_easy": 10, "video_hard": 100}
 
 
-def task_of(args):
-    """("finger", "turn_hard") from finger-turn_hard, finger_turn_hard or finger-turn-hard."""
+def task_of(env_id):
+    """("finger", "turn_hard") from finger-turn_hard, finger_turn_hard or finger-turn-hard. Errors: ValueError."""
     tasks = {(domain, task) for domain, line in SUITE.items() for task in line.split()}
     names = {f"{domain}_{task}".lower(): (domain, task) for domain, task in sorted(tasks)}
-    name = args.env_id.lower().replace("-", "_")
+    name = env_id.lower().replace("-", "_")
     if name not in names:
         nearest = "-".join(names[difflib.get_close_matches(name, names, n=1, cutoff=0)[0]])
-        fail(f"--env-id {args.env_id}: no such task, {nearest} is nearest of {' '.join(map('-'.join, names.values()))}")
+        raise ValueError(f"{env_id}: no such task, {nearest} is nearest of {' '.join(map('-'.join, names.values()))}")
     return names[name]
 
 
 # Modified from sac_sam_reset.py: the settings of other papers.
 def definite(args):
     """The arguments with the task's own values where they are 0, and its name in one spelling."""
-    domain, task = task_of(args)
+    try:
+        domain, task = task_of(args.env_id)
+    except ValueError as error:
+        fail(f"--env-id {error}")
     name = f"{domain}-{task}"
     noise = 2_000_000 if domain in ("dog", "humanoid", "humanoid_CMU") else 500_000
     noise = 100_000 if name in EASY.split() else noise
@@ -235,10 +239,10 @@ def make_dmc(env_id, mode="train", seed=0, dmcgb_dir=None, action_repeat=2, fram
 
     Observations: uint8 [3 frame_stack, size, size], frames in RGB, the oldest first. Actions: float32 in -1..1.
     reset(seed=...) restarts the streams of task, colours and clips; a plain reset() goes on with them.
-    Errors: FileNotFoundError, ValueError, RuntimeError of the data that a mode needs, as `dmcgb_data` has them.
+    Errors: ValueError of the task's name; those of `dmcgb_data`. With nothing to render with, the program ends.
     """
     looks = dmcgb_data(dmcgb_dir or Args.dmcgb_dir, mode) if mode != "train" else []
-    domain, task = task_of(Args(env_id=env_id))
+    domain, task = task_of(env_id)
     env, camera = import_suite().load(domain, task, task_kwargs={"random": seed}), 2 * (domain == "quadruped")
     return ControlEnv(env, mode, looks, seed, action_repeat, frame_stack, size, camera)
 
@@ -355,13 +359,16 @@ def is_green(picture):
 
 
 def frames_of(clip, size):
-    """The frames of a clip, over and over, uint8 [size, size, 3]."""
+    """The frames of a clip, over and over, uint8 [size, size, 3]. Errors: OSError if it has none any more."""
     import cv2
 
-    while True:
-        video = cv2.VideoCapture(str(clip))
+    shown = True
+    while shown:
+        video, shown = cv2.VideoCapture(str(clip)), False
         while (read := video.read())[0]:
+            shown = True
             yield resized(read[1], size)[..., ::-1]
+    raise OSError(f"{clip} cannot be read any more")
 
 
 def resized(frame, size):
@@ -637,22 +644,23 @@ def load_pictures(args, size, seed):
     import cv2
 
     kinds = (".jpg", ".jpeg", ".png")
-    paths = sorted(path for path in Path(args.overlay_dir).rglob("*") if path.suffix.lower() in kinds)
+    found = (os.path.join(folder, name) for folder, _, names in os.walk(args.overlay_dir) for name in names)
+    paths = sorted(path for path in found if path.lower().endswith(kinds))
     if not paths:
         fail(f"--overlay-dir {args.overlay_dir}: no {' '.join(kinds)} in it; a folder with pictures, or `textures`")
     order = np.random.default_rng(seed).permutation(len(paths))
     paths = [paths[order[number % len(paths)]] for number in range(args.overlay_pictures)]
     crop = transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()])
+    used = f"{len(paths)} crops of {len(set(paths))} of {len(order)} pictures"
+    print(f"overlay: {used} in {args.overlay_dir}", flush=True)
     pictures = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for number, path in enumerate(paths):
-            picture = cv2.imread(str(path))  # [H, W, 3], blue comes first
+            picture = cv2.imread(path)  # [H, W, 3], blue comes first
             if picture is None:
                 fail(f"--overlay-dir: {path} cannot be read as a picture")
             pictures[number] = crop(torch.from_numpy(picture[..., ::-1].copy()).permute(2, 0, 1))
-    used = f"{len(paths)} crops of {len(set(paths))} of {len(order)} pictures"
-    print(f"overlay: {used} in {args.overlay_dir}", flush=True)
     return pictures
 
 
@@ -719,6 +727,8 @@ class Replay:
     def sample(self, uniform):
         """Rows of transitions, each as likely. float64 [B] on the CPU -> int64 [B]."""
         places = np.flatnonzero(self.whole)
+        if len(places) == 0:
+            fail(f"--n-step {self.args.n_step}: no episode was that long so far")
         places = places[(uniform.numpy() * len(places)).astype(np.int64)]
         return torch.from_numpy(self.size - (self.size - places) % len(self.whole))
 
@@ -927,6 +937,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
         run.save(about | capture(parts))
 
     exact = state["exact"]
+    del state  # it holds all weights once more
     while step < args.total_timesteps:
         # Act.
         start = time.monotonic()
@@ -1010,7 +1021,7 @@ def evaluate(agent, args, make_envs, split, episodes, tick=lambda: None):
     envs = make_envs(dataclasses.replace(args, seed=args.eval_seed, num_envs=1), split)
     device, finished, total = next(agent.parameters()).device, [], 0.0
     agent.eval()
-    normalise_by_own(agent, args.batch_norm == "adapting" and args.eval_batch_norm == "frames")
+    normalise_by_own(agent, args)
     obs, _ = envs.reset()
     while len(finished) < episodes:
         (actions,) = act(agent, torch.as_tensor(obs).to(device))
@@ -1021,13 +1032,17 @@ def evaluate(agent, args, make_envs, split, episodes, tick=lambda: None):
             total = 0.0
         tick()
     envs.close()
-    normalise_by_own(agent, False)
+    normalise_by_own(agent, args, False)
     agent.train()
     return np.array(finished)
 
 
-def normalise_by_own(agent, on):
-    """Whether batch normalisation, in eval mode, goes by what it is given. Paper: 3.3. Running statistics stay."""
+def normalise_by_own(agent, args, on=True):
+    """Whether batch normalisation that adapts goes by what it is given, in eval mode. Running statistics stay.
+
+    Paper: 3.3. --eval-batch-norm running: it does not.
+    """
+    on = on and args.batch_norm == "adapting" and args.eval_batch_norm == "frames"
     for layer in agent.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.training, layer.track_running_stats = on, not on
@@ -1255,7 +1270,7 @@ def check(args):
     args = definite(args)
     positive = ("eval_episodes", "final_eval_episodes", "num_envs", "batch_size", "n_step", "update_every")
     positive += ("noise_steps", "encoder_layer", "projection_dim", "feature_dim", "hidden_dim", "overlay_pictures")
-    least = dict.fromkeys(positive, 1) | {"learning_starts": args.n_step, "buffer_size": args.n_step + 5}
+    least = dict.fromkeys(positive, 1) | {"learning_starts": args.n_step, "buffer_size": 2 * args.n_step + 4}
     most = dict.fromkeys(("gamma", "tau", "num_envs"), 1) | {"encoder_layer": 4}
     for name, value in vars(args).items():
         low, high = least.get(name, 0), most.get(name, sys.maxsize)
@@ -1265,8 +1280,6 @@ def check(args):
         fail(f"--exp-name {args.exp_name}: is part of a folder's name and cannot hold a slash")
     if args.track and importlib.util.find_spec("wandb") is None:
         fail("--track: pip install wandb")
-    if args.overlay_dir != "textures" and not Path(args.overlay_dir).is_dir():
-        fail(f"--overlay-dir {args.overlay_dir}: no such folder; one with pictures, or `textures`")
     for mode in args.eval_modes:
         try:
             looks = dmcgb_data(args.dmcgb_dir, mode)
@@ -1275,18 +1288,22 @@ def check(args):
         if mode in CLIPS and len(looks) < CLIPS[mode]:
             there = f"{len(looks)} of the {CLIPS[mode]} clips of {mode}"
             print(f"warning: {there} are there: no figure to publish", flush=True)
+    if args.evaluate:
+        return
+    overlay = args.strong_augmentation == "overlay"
+    if overlay and args.overlay_dir != "textures" and not Path(args.overlay_dir).is_dir():
+        fail(f"--overlay-dir {args.overlay_dir}: no such folder; one with pictures, or `textures`")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if args.cuda and torch.cuda.is_available():
         _, memory = torch.cuda.mem_get_info()
     folder = checkpoint_path(args.resume).parent if args.resume else Path(args.runs_dir).absolute()
     disk = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     disk += (folder / "replay.bin").stat().st_size if (folder / "replay.bin").exists() else 0  # a resumed run's own
-    for name, rows, room in (
-        ("buffer-size", rows_needed(args), memory),
-        ("total-timesteps", args.total_timesteps, disk),
-    ):
-        if rows * 3 * 84 * 84 > room:
-            fail(f"--{name}: {3 * 84 * 84 * rows >> 20} MB of replay do not fit into {room >> 20} MB of memory or disk")
+    kept = rows_needed(args) + overlay * args.overlay_pictures
+    for name, frames, room in (("buffer-size", kept, memory), ("total-timesteps", args.total_timesteps, disk)):
+        size = frames * 3 * 84 * 84
+        if size > room:
+            fail(f"--{name}: {size >> 20} MB of pictures do not fit into {room >> 20} MB of memory or disk")
 
 
 def fail(message):
@@ -1317,6 +1334,7 @@ def main(flags=None, make_envs=make_envs, make_agent=Agent):
         if getattr(args, name) != state["args"][name]:
             fail(f"--{name.replace('_', '-')} is {state['args'][name]} in that run and stays so")
     if args.resume:
+        del state  # `train` reads it again
         return train(args, make_envs, make_agent)
     check(args)
     agent = load_agent(args, state, make_envs, make_agent)

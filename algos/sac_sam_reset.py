@@ -151,20 +151,23 @@ PLANET = {"cartpole-swingup": 8, "ball_in_cup-catch": 4}  # PlaNet's frames a st
 FRAMES = 2_000_000  # of a run. Paper: 7.4
 
 
-def task_of(args):
-    """("finger", "turn_hard") from finger-turn_hard, finger_turn_hard or finger-turn-hard."""
+def task_of(env_id):
+    """("finger", "turn_hard") from finger-turn_hard, finger_turn_hard or finger-turn-hard. Errors: ValueError."""
     tasks = {(domain, task) for domain, line in SUITE.items() for task in line.split()}
     names = {f"{domain}_{task}".lower(): (domain, task) for domain, task in sorted(tasks)}
-    name = args.env_id.lower().replace("-", "_")
+    name = env_id.lower().replace("-", "_")
     if name not in names:
         nearest = "-".join(names[difflib.get_close_matches(name, names, n=1, cutoff=0)[0]])
-        fail(f"--env-id {args.env_id}: no such task, {nearest} is nearest of {' '.join(map('-'.join, names.values()))}")
+        raise ValueError(f"{env_id}: no such task, {nearest} is nearest of {' '.join(map('-'.join, names.values()))}")
     return names[name]
 
 
 def definite(args):
     """The arguments with the task's own values where they are 0, and its name in one spelling."""
-    task = "-".join(task_of(args))
+    try:
+        task = "-".join(task_of(args.env_id))
+    except ValueError as error:
+        fail(f"--env-id {error}")
     repeat, rho = DMC_M.get(task, (PLANET.get(task, 2), 0.01))
     repeat = args.action_repeat or repeat
     steps = args.total_timesteps or FRAMES // repeat
@@ -199,7 +202,7 @@ def make_envs(args, split, restart=0):
     An episode's end is followed by the next episode in the same step: obs is then the new one's first observation, and
     info["final_obs"] [N, 3, 64, 64] holds the last one of the old; it is obs where no episode ended.
     """
-    suite, (domain, task) = import_suite(), task_of(args)
+    suite, (domain, task) = import_suite(), task_of(args.env_id)
     seeds = np.random.SeedSequence((args.seed, int(split == "test"), restart)).generate_state(args.num_envs)
     tasks = [suite.load(domain, task, task_kwargs={"random": int(seed)}) for seed in seeds]
     return ControlEnvs(tasks, args.action_repeat, camera=2 if domain == "quadruped" else 0)

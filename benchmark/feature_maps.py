@@ -3,7 +3,7 @@
 Paper: Yuan et al. 2022, PIE-G, Figures 2 and 5, and the average intensity of the difference of normalised feature maps
 (3.1). How they are normalised is not said; here each map's least value is 0 and its greatest 1, over both backgrounds.
 The agent plays in the look that it was trained in, and its actions are sent to the same task in the other look, so that
-both show the same states.
+both show the same states. Batch normalisation goes by the running statistics, the same in both.
 
     python benchmark/feature_maps.py runs/<PIE-G> runs/<SVEA> --out docs
 
@@ -47,7 +47,8 @@ def main():
     rows = []
     for path in args.checkpoints:
         state = script.load_checkpoint(path)
-        run_args = dataclasses.replace(script.Args(**state["args"]), seed=args.seed, dmcgb_dir=args.dmcgb_dir)
+        own = {"seed": args.seed, "dmcgb_dir": args.dmcgb_dir, "cuda": False}
+        run_args = dataclasses.replace(script.Args(**state["args"]), **own)
         agent = script.load_agent(run_args, state).eval()
         try:
             seen = play(agent, run_args, args.mode, args.steps)

@@ -26,10 +26,8 @@ import tyro
 class Args:
     checkpoint: tyro.conf.Positional[str]  # run folder or checkpoint
     out: str | None = None  # .mp4 or .gif (default: episodes.mp4 beside the checkpoint)
-    split: Literal["test", "train", "full_look", "looks"] = (
-        "test"  # levels or looks; looks: all that DMC-GB has, in rows
-    )
-    dmcgb_dir: str = "data/dmcgb"  # its colours and clips
+    split: Literal["test", "train", "full_look", "looks"] = "test"  # levels; looks: DMC-GB's five, a row each
+    dmcgb_dir: str | None = None  # DMC-GB's colours and clips (default: where the run had them)
     agent: int = 1  # which agent of the checkpoint plays, from 1
     seed: int = 0  # draws the levels and the actions
     rows: int = 3  # of the grid
@@ -59,8 +57,8 @@ def main():
     if args.split == "looks":
         if not hasattr(script, "Mode"):
             script.fail("--split looks: those are of drqv2_pieg.py")
-        splits, script_args.dmcgb_dir = ["test", *get_args(script.Mode)], args.dmcgb_dir
-        rows = len(splits)
+        splits = ["test", *get_args(script.Mode)]
+        rows, script_args.dmcgb_dir = len(splits), args.dmcgb_dir or script_args.dmcgb_dir
     script_args.num_envs = rows * args.columns // len(splits)
     try:
         envs = SideBySide([script.make_envs(script_args, split) for split in splits])
@@ -109,7 +107,7 @@ def play(script, agent, args, envs, seed, steps):
     device, sampling = next(agent.parameters()).device, "noise" in inspect.signature(script.act).parameters
     alone = hasattr(script, "normalise_by_own")  # batch normalisation goes by one observation, as in evaluations
     if alone:
-        script.normalise_by_own(agent, args.eval_batch_norm == "frames")
+        script.normalise_by_own(agent, args)
     obs, _ = envs.reset()
     frames, returns, ended = [], np.zeros(len(obs)), np.zeros(len(obs), dtype=bool)
     gray = hasattr(script, "Replay") and obs.shape[1] < 9  # three frames of a replay are gray, and no picture's colours

@@ -42,9 +42,9 @@ def evaluated(folder):
         with open(Path(folder) / "evaluation.csv") as file:
             rows = list(csv.DictReader(file))
         cells = {row["split"]: cell(row["mean"], row["std"]) + note_of(row) for row in rows}
-    except (OSError, KeyError) as error:
+        return f"{about['exp_name']}, seed {about['seed']}, step {rows[0]['step']}", about["env_id"], cells
+    except (OSError, LookupError, ValueError) as error:
         fail(f"{folder}: not the folder of a run of drqv2_pieg.py that was evaluated ({error})")
-    return f"{about['exp_name']}, seed {about['seed']}, step {rows[0]['step']}", about["env_id"], cells
 
 
 def cell(mean, std):

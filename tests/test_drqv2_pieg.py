@@ -3,8 +3,10 @@
 import colorsys
 import copy
 import json
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import cv2
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from conftest import ScriptedEnvs, TinyPieg, assert_same, folder_in, leaves_of, load, replace
+from conftest import ROOT, ScriptedEnvs, TinyPieg, assert_same, folder_in, leaves_of, load, replace
 from gymnasium.utils.env_checker import check_env
 from test_curves import load as benchmark
 
@@ -265,15 +267,32 @@ def test_acting_goes_by_running_statistics_and_evaluating_by_the_frames(agent):
     before = statistics(agent)
     running, (twice,) = pieg.act(agent.eval(), obs)[0], pieg.act(agent, obs.repeat(2, 1, 1, 1))
     torch.testing.assert_close(twice, running.repeat(2, 1), atol=1e-5, rtol=1e-4)
-    pieg.normalise_by_own(agent, True)
+    pieg.normalise_by_own(agent, pieg.Args())
     (own,) = pieg.act(agent, obs)
     training = copy.deepcopy(agent)
-    pieg.normalise_by_own(training, False)
+    pieg.normalise_by_own(training, pieg.Args(), False)
     expected = pieg.act(training.train(), obs)[0]  # a batch of these three frames
     torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-4)
     assert (own - running).abs().max() > 1e-3
-    pieg.normalise_by_own(agent, False)
+    pieg.normalise_by_own(agent, pieg.Args(), False)
     assert torch.equal(pieg.act(agent, obs)[0], running)
+    assert all(torch.equal(value, before[name]) for name, value in statistics(agent).items())
+
+
+@pytest.mark.parametrize("batch_norm", ["adapting", "fixed"])
+@pytest.mark.parametrize("statistics_of", ["frames", "running"])
+def test_what_an_evaluation_and_a_film_go_by(tmp_path, monkeypatch, batch_norm, statistics_of):
+    """The frames' statistics only where those of training adapt; afterwards all is as before."""
+    args = tiny(tmp_path, env_id="cartpole-balance", batch_norm=batch_norm, eval_batch_norm=statistics_of)
+    envs, seen, act = ScriptedEnvs(args, "test", obs_shape=(9, 84, 84)), [], pieg.act
+    agent = pieg.Agent(envs, args)
+    norms = [layer for layer in agent.modules() if isinstance(layer, nn.BatchNorm2d)]
+    monkeypatch.setattr(pieg, "act", lambda *inputs: seen.append({layer.training for layer in norms}) or act(*inputs))
+    before = statistics(agent)
+    pieg.evaluate(agent, args, lambda *_: envs, "test", 1)
+    assert {layer.training for layer in norms} == {batch_norm == "adapting"}
+    benchmark("record").play(pieg, agent.eval(), args, envs, seed=0, steps=2)
+    assert seen and all(modes == {batch_norm == "adapting" and statistics_of == "frames"} for modes in seen)
     assert all(torch.equal(value, before[name]) for name, value in statistics(agent).items())
 
 
@@ -626,6 +645,28 @@ def test_resumed_bit_for_bit(tmp_path):
     assert (whole / "replay.bin").read_bytes() == (half / "replay.bin").read_bytes()
 
 
+def test_a_run_is_evaluated_where_it_could_not_be_trained(tmp_path, monkeypatch):
+    """Without its pictures, and with less memory and disk than its replay would take."""
+    (tmp_path / "pictures").mkdir()
+    cv2.imwrite(str(tmp_path / "pictures" / "one.png"), np.full((20, 20, 3), 9, np.uint8))
+    go(tiny(tmp_path, overlay_dir=str(tmp_path / "pictures")))
+    (tmp_path / "pictures" / "one.png").unlink()
+    (tmp_path / "pictures").rmdir()
+    monkeypatch.setattr(pieg.os, "sysconf", lambda name: 1)
+    monkeypatch.setattr(pieg.shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
+    (folder_in(tmp_path) / "evaluation.csv").unlink()
+    pieg.main(["--evaluate", str(folder_in(tmp_path)), "--no-cuda"], Envs, TinyPieg)
+    assert (folder_in(tmp_path) / "evaluation.csv").is_file()
+
+
+def test_the_smallest_replay_lasts_through_episodes(tmp_path, capsys):
+    args = tiny(tmp_path / "small", n_step=3, buffer_size=10, eval_every=0)
+    go(args)
+    assert "--buffer-size 9: from 10" in refusal(capsys, go, replace(args, buffer_size=9))
+    said = refusal(capsys, go, replace(args, runs_dir=str(tmp_path / "long"), n_step=6, buffer_size=30))
+    assert "--n-step 6: no episode was that long so far" in said  # they have 5 steps
+
+
 def test_a_checkpoint_holds_the_frozen_weights_too(tmp_path, monkeypatch):
     """Evaluated or gone on with where the weights cannot be had any more."""
     args = tiny(tmp_path, total_timesteps=13, eval_every=0)
@@ -768,6 +809,20 @@ def test_clips_are_resized_and_go_round(tmp_path):
         resized = nn.functional.interpolate(frame, (84, 84), mode="bilinear", align_corners=False)
         expected = (resized * 255)[0].permute(1, 2, 0).byte().numpy()
         assert np.abs(next(seen).astype(int) - expected).max() <= 3  # the codec stores other colours
+    (tmp_path / "clip.avi").unlink()
+    with pytest.raises(OSError, match=r"clip.avi cannot be read any more"):
+        [next(seen) for _ in range(2)]
+
+
+@pytest.mark.parametrize("shape", [(352, 352), (218, 480), (84, 84), (50, 60)])
+def test_frames_are_resized_as_torch_does(shape):
+    """Within one level of gray, as torch's own kernels are of each other; one colour stays itself."""
+    frame = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    pixels = torch.from_numpy(frame).permute(2, 0, 1)[None].float() / 255
+    expected = nn.functional.interpolate(pixels, (84, 84), mode="bilinear", align_corners=False)[0] * 255
+    close = np.abs(pieg.resized(frame, 84).astype(int) - expected.byte().permute(1, 2, 0).numpy())
+    assert close.max() <= 1 and close.mean() < 0.05
+    assert (pieg.resized(np.full_like(frame, 77), 84) == 77).all()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -800,6 +855,24 @@ def test_the_authors_files_of_colours_are_read(tmp_path, dmcgb):
     torch.save(arrays, tmp_path / "color_hard.pt")
     read = pieg.dmcgb_data(tmp_path, "color_hard")
     assert all(np.array_equal(one[key], two[key]) for one, two in zip(sets, read, strict=True) for key in one)
+
+
+def test_make_dmcgb_fetches_the_folder(tmp_path):
+    """From a repository of the same layout, through what an interrupted copy left; a second time it says so."""
+    source, here = tmp_path / "source", tmp_path / "here"
+    (source / "src" / "env" / "data" / "video_easy").mkdir(parents=True)
+    (source / "src" / "env" / "data" / "video_easy" / "video0.mp4").write_text("a clip")
+    (source / "LICENSE").write_text("MIT")
+    (here / "data" / "dmcgb.part" / "video_easy").mkdir(parents=True)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(source)]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "data"]):
+        subprocess.run([*git, *words], check=True)
+    make = ["make", "-f", str(ROOT / "Makefile"), "-C", str(here), "dmcgb", f"DMCGB=file://{source}"]
+    subprocess.run(make, check=True, capture_output=True)
+    found = sorted(str(path.relative_to(here / "data")) for path in (here / "data").rglob("*") if path.is_file())
+    assert found == ["dmcgb/LICENSE", "dmcgb/video_easy/video0.mp4"]
+    again = subprocess.run(make, capture_output=True, text=True)
+    assert again.returncode and "error: data/dmcgb is there already" in again.stderr
 
 
 def test_too_few_clips_are_a_warning(tmp_path, dmcgb, capsys):
@@ -945,7 +1018,9 @@ def test_gymnasiums_checker_passes(mode, dmcgb):
     env.close()
 
 
-def test_a_mode_that_there_is_not(dmcgb):
+def test_a_mode_and_a_task_that_there_is_not(dmcgb):
+    with pytest.raises(ValueError, match="walker-wolk: no such task, walker-walk is nearest of"):
+        pieg.make_dmc("walker-wolk")
     with pytest.raises(ValueError, match="mode nonsense: train color_easy color_hard video_easy video_hard"):
         pieg.make_dmc("cartpole-balance", "nonsense", 0, dmcgb)
 

@@ -577,7 +577,7 @@ def test_an_episode_of_the_suite(suite, env_id, camera):
     args = sac.definite(sac.Args(env_id=env_id, action_repeat=300, seed=3, num_envs=1))
     envs, rng = sac.make_envs(args, "train", 2), np.random.default_rng(0)
     seed = int(np.random.SeedSequence((3, 0, 2)).generate_state(1)[0])
-    bare = suite.load(*sac.task_of(args), task_kwargs={"random": seed})
+    bare = suite.load(*sac.task_of(args.env_id), task_kwargs={"random": seed})
 
     def gray():
         pixels = bare.physics.render(64, 64, camera_id=camera).astype(float)
