@@ -1,6 +1,6 @@
 """DrawerWorld: a Sawyer arm learns to move a drawer on a plain table and is tested on wood, metal and a blanket.
 
-Paper: PIE-G, table 2; VAI, arXiv:2105.11434, whose suite it is. Deviations: Meta-World's version 3 (theirs: 1), so
+Paper: PIE-G, table 2; VAI, arXiv:2104.02921, whose suite it is. Deviations: Meta-World's version 3 (theirs: 1), so
 drawer, arm, rewards and the bounds of success are others; frames of 84 pixels, the right way up; where the drawer
 stands is drawn anew each episode, not from fifty places. "success" is the share of episodes that met Meta-World's
 bound at some step, of 200. To be reported as "DrawerWorld-style".

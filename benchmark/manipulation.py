@@ -17,8 +17,8 @@ import numpy as np
 import suites
 
 TASKS = {"reach": "duplo site"}
-# Factors of the meshes of arm and hand and of the brick: one number, or one for each axis. Easy to miss: with the arm at
-# 1.25 or more its links touch each other in every pose, and no episode can begin.
+# Factors of the meshes of arm and hand and of the brick, for each axis or all. Easy to miss: an arm of 1.25 or more
+# touches itself in every pose, and no episode can begin.
 SHAPES = {
     "shape_train": (1, 1, 1),
     "shape_small": (0.8, 0.8, 0.75),
@@ -34,10 +34,10 @@ def make_envs(args, split, restart=0):
 
     split: "train" and "test" have the stock shapes, "shape_large" and the others their own, with the seeds of "test".
     """
-    task, shape = suites.task_of(args, sys.modules[__name__]), SHAPES.get(split, SHAPES["shape_train"])
-    return suites.Stacks(
-        [Jaco(task, shape, seed) for seed in suites.seeds_of(args, split, restart)], args.action_repeat
-    )
+    task, name = suites.task_of(args, sys.modules[__name__]), "shape_train" if split in ("train", "test") else split
+    check([name])
+    seeds = suites.seeds_of(args, split, restart)
+    return suites.Stacks([Jaco(task, SHAPES[name], seed) for seed in seeds], args.action_repeat)
 
 
 class Jaco:
