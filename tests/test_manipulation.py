@@ -1,0 +1,171 @@
+"""benchmark/manipulation.py: the stock shapes are the untouched task, and the others change shapes alone."""
+
+import copy
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import ROOT, load
+
+sys.path.insert(0, str(ROOT / "benchmark"))
+import manipulation
+import suites
+
+load("sac_sam_reset").import_suite()  # chooses the renderer
+import dm_control.manipulation
+from dm_control.composer import EpisodeInitializationError
+
+STUDS = [f"stud_{row}{column}" for row in range(2) for column in range(4)]
+
+
+def make(split, task="reach_duplo", seed=1, repeat=2):
+    args = SimpleNamespace(env_id=task, seed=seed, num_envs=1, action_repeat=repeat)
+    return manipulation.make_envs(args, split)
+
+
+def model_of(shape, task="reach_duplo"):
+    """The compiled model of a task's first episode, as a copy; nothing is drawn."""
+    env = manipulation.Jaco(task, manipulation.SHAPES[shape], seed=1)
+    env.reset()
+    model = copy.copy(env.env.physics.model.ptr)
+    env.close()
+    return model
+
+
+@pytest.fixture(scope="module")
+def stock():
+    return model_of("shape_train")
+
+
+def named(model, kind):
+    """{name: number} of a model's geoms, meshes, ..."""
+    return {getattr(model, kind)(number).name: number for number in range(getattr(model, f"n{kind}"))}
+
+
+@pytest.mark.parametrize("task", ["reach_duplo", "reach_site"])
+def test_the_stock_shapes_are_the_untouched_task(task):
+    (seed,) = suites.seeds_of(SimpleNamespace(seed=1, num_envs=1), "test", 0)
+    plain = dm_control.manipulation.load(f"{task}_vision", seed=seed)
+    low, high = plain.action_spec().minimum, plain.action_spec().maximum
+    pictures = [plain.reset().observation["front_close"][0]] * 3
+    envs, rng = make("shape_train", task), np.random.default_rng(0)
+    assert envs.single_action_space.shape == (9,)
+    obs, _ = envs.reset()
+    for _ in range(2):
+        assert np.array_equal(obs[0], np.concatenate(pictures[-3:], axis=2).transpose(2, 0, 1))
+        actions = rng.uniform(-1, 1, (1, 9)).astype(np.float32)
+        moments = [plain.step(low + (actions[0].astype(float) + 1) / 2 * (high - low)) for _ in range(2)]
+        pictures.append(moments[1].observation["front_close"][0])
+        obs, reward, *_ = envs.step(actions)
+        assert reward[0] == np.float32(moments[0].reward + moments[1].reward)
+    assert np.array_equal(obs[0], np.concatenate(pictures[-3:], axis=2).transpose(2, 0, 1))
+    envs.close()
+    plain.close()
+
+
+@pytest.mark.parametrize("shape", ["shape_small", "shape_large", "shape_long"])
+def test_shapes_are_scaled_and_nothing_else_is(shape, stock):
+    model = model_of(shape)
+    arm, hand, brick = (np.broadcast_to(factor, 3) for factor in manipulation.SHAPES[shape])
+    meshes = named(stock, "mesh")
+    assert named(model, "mesh") == meshes and len(meshes) == 9
+    for name, mesh in meshes.items():
+        first, count = stock.mesh_vertadr[mesh], stock.mesh_vertnum[mesh]
+        factor = hand if "jaco_hand" in name else arm
+        vertices, before = model.mesh_vert[first : first + count], stock.mesh_vert[first : first + count]
+        assert np.abs(vertices - before * factor).max() < 1e-6, name
+    for name in ("body_pos", "body_quat", "jnt_range", "jnt_pos", "dof_armature", "actuator_ctrlrange"):
+        assert np.array_equal(getattr(model, name), getattr(stock, name)), name
+    assert np.array_equal(model.actuator_gainprm, stock.actuator_gainprm)
+    bodies = named(stock, "body")
+    links = [body for name, body in bodies.items() if name.startswith("jaco_arm")]
+    assert len(links) > 9 and np.allclose(model.body_mass[links], stock.body_mass[links], rtol=1e-6)
+    assert not np.allclose(model.body_inertia[links], stock.body_inertia[links], rtol=0.05)
+    body = bodies["duplo2x4/"]
+    assert model.body_mass[body] / stock.body_mass[body] == pytest.approx(brick.prod(), rel=0.05)
+
+
+@pytest.mark.parametrize("shape", ["shape_small", "shape_large", "shape_long"])
+def test_the_whole_brick_is_scaled_but_its_studs_radius(shape, stock):
+    model, factor = model_of(shape), np.broadcast_to(manipulation.SHAPES[shape][2], 3)
+    geoms = {name: geom for name, geom in named(stock, "geom").items() if name.startswith("duplo2x4/")}
+    assert len(geoms) == 45 and named(model, "geom") == named(stock, "geom")
+    for name, geom in geoms.items():
+        assert np.allclose(model.geom_pos[geom], stock.geom_pos[geom] * factor, rtol=1e-9), name
+        size = stock.geom_size[geom] * factor  # [half lengths] of a box
+        if any(part in name for part in ("stud", "tube")):
+            size = stock.geom_size[geom] * factor[[0, 2, 2]]  # radius and half a height
+        if name.removeprefix("duplo2x4/") in STUDS:
+            size[0] = stock.geom_size[geom][0]
+        assert np.allclose(model.geom_size[geom], size, rtol=1e-9), name
+    for name, site in named(stock, "site").items():
+        moved = factor if name.startswith("duplo2x4/") else 1
+        scaled = factor if name == "duplo2x4/bounding_box" else 1
+        assert np.allclose(model.site_pos[site], stock.site_pos[site] * moved, rtol=1e-9), name
+        assert np.allclose(model.site_size[site], stock.site_size[site] * scaled, rtol=1e-9), name
+
+
+def test_a_task_without_a_brick_is_deformed_too():
+    model, plain = (model_of(shape, "reach_site") for shape in ("shape_large", "shape_train"))
+    assert np.abs(model.mesh_vert - 1.2 * plain.mesh_vert).max() < 1e-6
+    assert np.array_equal(model.site_size, plain.site_size)
+
+
+def test_the_first_picture_follows_from_the_seed_and_shows_the_shape():
+    def first(split, seed=1):
+        envs = make(split, seed=seed)
+        obs, _ = envs.reset()
+        envs.close()
+        assert all(np.array_equal(obs[0, :3], obs[0, n : n + 3]) for n in (3, 6))
+        return obs[0, :3]
+
+    pictures = {name: first(name) for name in ("train", "test", *manipulation.SHAPES)}
+    assert np.array_equal(pictures["test"], first("test"))
+    assert np.array_equal(pictures["test"], pictures["shape_train"]), "a shape begins where test does"
+    pictures = {name: picture for name, picture in pictures.items() if name != "test"} | {"seed": first("test", seed=2)}
+    different = [(a != b).any(0).mean() for a in pictures.values() for b in pictures.values() if a is not b]
+    assert min(different) > 0.01, "share of the pixels"
+
+
+@pytest.mark.parametrize("steps, ended", [(249, False), (250, True)])
+def test_an_episode_is_cut_after_250_control_steps(steps, ended):
+    envs = make("shape_large", repeat=steps)
+    envs.reset()
+    _, _, terminated, truncated, _ = envs.step(np.zeros((1, 9), np.float32))
+    assert (bool(terminated[0]), bool(truncated[0])) == (False, ended)
+    envs.close()
+
+
+def test_a_reset_whose_poses_all_fail_is_tried_again():
+    env = manipulation.Jaco("reach_site", manipulation.SHAPES["shape_train"], seed=1)
+    task, failures = env.env.task, [9]
+    begin = task.initialize_episode
+
+    def fails_at_first(physics, random_state):
+        if failures[0]:
+            failures[0] -= 1
+            raise EpisodeInitializationError("links touch")
+        begin(physics, random_state)
+
+    task.initialize_episode = fails_at_first
+    env.reset()
+    assert failures == [0]
+    failures[0] = 10
+    with pytest.raises(EpisodeInitializationError):
+        env.reset()
+    env.close()
+
+
+@pytest.mark.parametrize(
+    "split, task, said",
+    [
+        ("shape_huge", "reach_duplo", "no shape 'shape_huge', there are: shape_train shape_small"),
+        ("train", "walker_walk", "--env-id walker_walk: no such task, there are reach_duplo reach_site"),
+    ],
+)
+def test_what_is_not_there_is_one_line(split, task, said, capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        make(split, task)
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and said in error
