@@ -5,11 +5,11 @@ on; SCORE, what an episode's rewards add up to when it is tested; make_envs(args
 "train", "test" (as trained on, other seeds) or a variant; check(variants), which ends the program if one is missing.
 """
 
-import csv
 import importlib.util
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -107,7 +107,7 @@ def main(suite, argv):
     else:
         suite.check(suite.VARIANTS[:1])
         script = load_script(command, suite)
-        script.main(["--env-id", tasks_of(suite)[0], *argv[1:]], make_envs=suite.make_envs)
+        script.main(["--env-id", tasks_of(suite)[0], *argv[1:]], make_envs=partial(make_envs, script, suite))
 
 
 def test(suite, flags):
@@ -119,20 +119,14 @@ def test(suite, flags):
     script = load_script(script_name(flags.checkpoint), suite)
     state = script.load_checkpoint(flags.checkpoint)
     args = script.Args(**state["args"])
-    agent = script.load_agent(args, state, suite.make_envs)
+    agent = script.load_agent(args, state, partial(make_envs, script, suite))
+    rows = [["step", "variant", "episodes", suite.SCORE, "std"]]
+    for variant in variants:
+        scores = script.evaluate(agent, args, partial(make_envs, script, suite, variant=variant), flags.episodes)
+        rows.append([state["step"], variant, len(scores), f"{scores.mean():.4g}", f"{scores.std():.4g}"])
+        print(f"{variant:12} {suite.SCORE} {rows[-1][3]} +- {rows[-1][4]} in {len(scores)} episodes", flush=True)
     path = script.checkpoint_path(flags.checkpoint).parent / f"{name_of(suite)}.csv"
-    with open(path, "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["step", "variant", "episodes", suite.SCORE, "std"])
-        for variant in variants:
-
-            def make_envs(args, split, restart=0, variant=variant):
-                return suite.make_envs(args, variant, restart)
-
-            scores = script.evaluate(agent, args, make_envs, flags.episodes)
-            row = [state["step"], variant, len(scores), f"{scores.mean():.4g}", f"{scores.std():.4g}"]
-            table.writerow(row)
-            print(f"{variant:12} {suite.SCORE} {row[3]} +- {row[4]} in {row[2]} episodes", flush=True)
+    path.write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
     print(path)
 
 
@@ -142,7 +136,8 @@ def look(suite, flags):
     if flags.scale < 1 or not flags.out.endswith(".png") or not Path(flags.out).absolute().parent.is_dir():
         fail(f"{flags.out} at --scale {flags.scale}: a .png file in a folder that exists, and a scale of at least 1")
     suite.check(variants)
-    choose_renderer()
+    if "MUJOCO_GL" not in os.environ:
+        load_script("sac_sam_reset").import_suite()
     args = SimpleNamespace(env_id=flags.env_id or tasks_of(suite)[0], seed=flags.seed, num_envs=1, action_repeat=2)
     pictures = []
     for variant in variants:
@@ -155,6 +150,15 @@ def look(suite, flags):
         pictures.append(picture)
     cv2.imwrite(flags.out, np.concatenate(pictures, axis=1)[..., ::-1])
     print(flags.out)
+
+
+def make_envs(script, suite, args, split, restart=0, variant=None):
+    """The suite's environments, of a variant where one is given, drawn by what the script finds to render with.
+
+    Easy to miss: only here, where the script has set up torch, as the import of torch's compiler crashes after Mesa's.
+    """
+    script.import_suite()
+    return suite.make_envs(args, variant or split, restart)
 
 
 def name_of(suite):
@@ -186,7 +190,6 @@ def load_script(name, suite=None):
     if suite and not hasattr(module, "SUITE"):
         fail(f"{name} is no script for DeepMind Control from pixels")
     if suite:
-        module.import_suite()  # chooses the renderer
         module.SUITE = suite.TASKS
     return module
 
@@ -198,12 +201,6 @@ def script_name(checkpoint):
         return torch.load(path, map_location="cpu", weights_only=True)["script"]
     except Exception as error:
         fail(f"{path} cannot be read as a checkpoint: {getattr(error, 'strerror', None) or type(error).__name__}")
-
-
-def choose_renderer():
-    """Sets MUJOCO_GL as the scripts do. Easy to miss: before mujoco is imported."""
-    if "MUJOCO_GL" not in os.environ:
-        load_script("sac_sam_reset").import_suite()
 
 
 def fail(message):

@@ -16,13 +16,17 @@ sys.path.insert(0, str(ROOT / "benchmark"))
 import drawerworld
 import suites
 
-load("sac_sam_reset").import_suite()  # chooses the renderer
-import mujoco
-
 needs_metaworld = pytest.mark.skipif(
     importlib.util.find_spec("metaworld") is None,
     reason="not in requirements.txt, as it asks for an older MuJoCo: pip install --no-deps metaworld==3.1.1",
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def renderer():
+    """Easy to miss: torch's compiler first, as in a run, for what Mesa loads makes its import crash."""
+    importlib.import_module("torch._inductor")
+    load("sac_sam_reset").import_suite()
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +57,8 @@ def first_picture(split, **about):
 # ---- The table ----
 def scene_with(texture, folder):
     """Meta-World's drawer scene whose XML names another file, in a copy of its folder made of links."""
+    import mujoco
+
     (package,) = importlib.util.find_spec("metaworld").submodule_search_locations
     assets, copy = Path(package) / "assets", folder / "assets"
     copy.mkdir()
@@ -72,6 +78,8 @@ def scene_with(texture, folder):
 @needs_metaworld
 @pytest.mark.parametrize("texture", ["wood", "metal", "blanket"])
 def test_a_table_is_that_of_a_scene_that_names_its_file(texture, tmp_path):
+    import mujoco
+
     envs, model = make(texture), scene_with(texture, tmp_path)
     envs.reset()
     (drawer,) = envs.envs
@@ -96,6 +104,8 @@ def table_of(model):
 
 @needs_metaworld
 def test_grid_is_the_checker_of_dm_control_s_floor_and_black_is_black():
+    import mujoco
+
     donor = mujoco.MjModel.from_xml_string(
         '<mujoco><asset><texture name="T_table" type="2d" builtin="checker" rgb1=".1 .2 .3" rgb2=".2 .3 .4"'
         ' width="300" height="300" mark="edge" markrgb=".2 .3 .4"/></asset></mujoco>'
@@ -108,6 +118,8 @@ def test_grid_is_the_checker_of_dm_control_s_floor_and_black_is_black():
 
 @needs_metaworld
 def test_a_texture_changes_the_table_and_nothing_else():
+    import mujoco
+
     grid = make("grid", repeat=5)
     grid.reset()
     (drawer,) = grid.envs

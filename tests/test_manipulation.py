@@ -1,6 +1,7 @@
 """benchmark/manipulation.py: the stock shapes are the untouched task, and the others change shapes alone."""
 
 import copy
+import importlib
 import sys
 from types import SimpleNamespace
 
@@ -12,11 +13,14 @@ sys.path.insert(0, str(ROOT / "benchmark"))
 import manipulation
 import suites
 
-load("sac_sam_reset").import_suite()  # chooses the renderer
-import dm_control.manipulation
-from dm_control.composer import EpisodeInitializationError
-
 STUDS = [f"stud_{row}{column}" for row in range(2) for column in range(4)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def renderer():
+    """Easy to miss: torch's compiler first, as in a run, for what Mesa loads makes its import crash."""
+    importlib.import_module("torch._inductor")
+    load("sac_sam_reset").import_suite()
 
 
 def make(split, task="reach_duplo", seed=1, repeat=2):
@@ -45,8 +49,10 @@ def named(model, kind):
 
 @pytest.mark.parametrize("task", ["reach_duplo", "reach_site"])
 def test_the_stock_shapes_are_the_untouched_task(task):
+    from dm_control import manipulation as untouched
+
     (seed,) = suites.seeds_of(SimpleNamespace(seed=1, num_envs=1), "test", 0)
-    plain = dm_control.manipulation.load(f"{task}_vision", seed=seed)
+    plain = untouched.load(f"{task}_vision", seed=seed)
     low, high = plain.action_spec().minimum, plain.action_spec().maximum
     pictures = [plain.reset().observation["front_close"][0]] * 3
     envs, rng = make("shape_train", task), np.random.default_rng(0)
@@ -138,6 +144,8 @@ def test_an_episode_is_cut_after_250_control_steps(steps, ended):
 
 
 def test_a_reset_whose_poses_all_fail_is_tried_again():
+    from dm_control.composer import EpisodeInitializationError
+
     env = manipulation.Jaco("reach_site", manipulation.SHAPES["shape_train"], seed=1)
     task, failures = env.env.task, [9]
     begin = task.initialize_episode
