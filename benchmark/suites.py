@@ -107,7 +107,9 @@ def main(suite, argv):
     else:
         suite.check(suite.VARIANTS[:1])
         script = load_script(command, suite)
-        script.main(["--env-id", tasks_of(suite)[0], *argv[1:]], make_envs=partial(make_envs, script, suite))
+        old = any(flag.startswith(("--resume", "--evaluate")) for flag in argv)  # a run that knows its task
+        default = [] if old else ["--env-id", tasks_of(suite)[0]]
+        script.main([*default, *argv[1:]], make_envs=partial(make_envs, script, suite))
 
 
 def test(suite, flags):

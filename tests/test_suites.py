@@ -169,11 +169,13 @@ def test_a_suite_is_trained_on_resumed_and_tested(suite, tmp_path, capsys):
     assert [row[1:4] for row in csv.reader((folder / "toys.csv").open())][1:] == [["dark", "1", "63"]]
 
 
-def test_another_task_is_trained_on_when_asked(suite, tmp_path):
+def test_another_task_is_trained_on_when_asked_and_resumed_without(suite, tmp_path):
     flags = [*TINY, "--no-cuda", "--runs-dir", str(tmp_path), "--env-id", "toy-pull", "--eval-every", "0"]
     suites.main(suite, ["sac_sam_reset", *flags])
     (folder,) = tmp_path.iterdir()
     assert folder.name.startswith("toy-pull__")
+    suites.main(suite, ["sac_sam_reset", f"--resume={folder}", "--total-timesteps", "38"])
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 38
 
 
 def test_look_puts_the_variants_side_by_side(suite, tmp_path):
