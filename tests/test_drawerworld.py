@@ -56,17 +56,15 @@ def first_picture(split, **about):
 
 # ---- The table ----
 def scene_with(texture, folder):
-    """Meta-World's drawer scene whose XML names another file, in a copy of its folder made of links."""
+    """Meta-World's drawer scene whose XML names another file, in a copy of its folder."""
     import mujoco
 
     (package,) = importlib.util.find_spec("metaworld").submodule_search_locations
     assets, copy = Path(package) / "assets", folder / "assets"
     copy.mkdir()
-    for part in assets.iterdir():
-        if part.name not in ("scene", "textures"):
-            (copy / part.name).symlink_to(part)
-    shutil.copytree(assets / "scene", copy / "scene")
-    shutil.copytree(assets / "textures", copy / "textures")
+    (copy / "objects").symlink_to(assets / "objects")
+    for part in ("scene", "sawyer_xyz", "textures"):
+        shutil.copytree(assets / part, copy / part)
     if texture == "blanket":
         shutil.copy(Path(os.environ["DRAWERWORLD_TEXTURES"]) / "blanket.png", copy / "textures")
     scene = copy / "scene" / "basic_scene.xml"

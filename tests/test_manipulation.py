@@ -64,7 +64,7 @@ def test_the_stock_shapes_are_the_untouched_task(task):
         moments = [plain.step(low + (actions[0].astype(float) + 1) / 2 * (high - low)) for _ in range(2)]
         pictures.append(moments[1].observation["front_close"][0])
         obs, reward, *_ = envs.step(actions)
-        assert reward[0] == np.float32(moments[0].reward + moments[1].reward)
+        assert reward[0] == pytest.approx(moments[0].reward + moments[1].reward, rel=1e-5, abs=0)
     assert np.array_equal(obs[0], np.concatenate(pictures[-3:], axis=2).transpose(2, 0, 1))
     envs.close()
     plain.close()
