@@ -136,7 +136,8 @@ def test_a_texture_changes_the_table_and_nothing_else():
     for name, picture in pictures.items():
         for other in pictures.keys() - {name}:
             changed = (picture != pictures[other]).any(0)
-            assert changed[inside].mean() > 0.9 and not changed[outside].any(), (name, other)
+            assert changed[inside].mean() > 0.9, (name, other)
+            assert changed[outside].mean() < 0.02, "what shows through gaps between the meshes"
     actions = np.random.default_rng(0).uniform(-1, 1, (6, 1, 4)).astype(np.float32)
     states = []
     for name in ("grid", "wood"):
@@ -184,7 +185,7 @@ def test_meta_world_s_own_policy_succeeds(task, split, blind):
             done = terminated[0] or truncated[0]
             steps += 1
         if split == "train":  # no success cuts it short, and it ends as one
-            assert steps == 200 and truncated[0] and not terminated[0] and rewards[-1] == pytest.approx(10, abs=1)
+            assert steps == 200 and truncated[0] and not terminated[0] and 8 < rewards[-1] <= 10
         else:
             assert steps < 200 and terminated[0] and not truncated[0]
             assert rewards == [0.0] * (steps - 1) + [1.0]
@@ -198,8 +199,19 @@ def test_standing_still_is_no_success_and_is_cut_after_200_control_steps(split, 
     envs.reset()
     outcomes = [envs.step(np.zeros((1, 4), np.float32))[1:4] for _ in range(100)]
     rewards, terminated, truncated = (np.array(part)[:, 0] for part in zip(*outcomes, strict=True))
-    assert not terminated.any() and truncated.tolist() == [False] * 99 + [True]
-    assert (rewards > 0).any() if split == "train" else not rewards.any()
+    assert not terminated.any() and truncated.tolist() == [False] * 99 + [True] and not rewards.any()
+    envs.close()
+
+
+@needs_metaworld
+def test_training_has_meta_world_s_rewards(blind):
+    envs, twin = make("train", "drawer_open"), make("train", "drawer_open").envs[0].env
+    envs.reset()
+    twin.reset()
+    for action in np.random.default_rng(0).uniform(-1, 1, (5, 1, 4)).astype(np.float32):
+        _, reward, *_ = envs.step(action)
+        expected = sum(twin.step(action[0].astype(float))[1] for _ in range(2))
+        assert reward[0] == pytest.approx(expected) and reward[0] > 0
     envs.close()
 
 
