@@ -89,14 +89,14 @@ def test_shapes_are_scaled_and_nothing_else_is(shape, stock):
     assert len(links) > 9 and np.allclose(model.body_mass[links], stock.body_mass[links], rtol=1e-6)
     assert not np.allclose(model.body_inertia[links], stock.body_inertia[links], rtol=0.05)
     body = bodies["duplo2x4/"]
-    assert model.body_mass[body] / stock.body_mass[body] == pytest.approx(brick.prod(), rel=0.05)
+    assert model.body_mass[body] / stock.body_mass[body] == pytest.approx(brick.prod(), rel=0.1)  # but for the studs
 
 
 @pytest.mark.parametrize("shape", ["shape_small", "shape_large", "shape_long"])
 def test_the_whole_brick_is_scaled_but_its_studs_radius(shape, stock):
     model, factor = model_of(shape), np.broadcast_to(manipulation.SHAPES[shape][2], 3)
     geoms = {name: geom for name, geom in named(stock, "geom").items() if name.startswith("duplo2x4/")}
-    assert len(geoms) == 45 and named(model, "geom") == named(stock, "geom")
+    assert len(geoms) == 41 and named(model, "geom") == named(stock, "geom")
     for name, geom in geoms.items():
         assert np.allclose(model.geom_pos[geom], stock.geom_pos[geom] * factor, rtol=1e-9), name
         size = stock.geom_size[geom] * factor  # [half lengths] of a box
