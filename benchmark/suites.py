@@ -6,6 +6,7 @@ on; SCORE, what an episode's rewards add up to when it is tested; make_envs(args
 """
 
 import importlib.util
+import inspect
 import os
 import sys
 from dataclasses import dataclass
@@ -105,6 +106,8 @@ def main(suite, argv):
     elif command == "look":
         look(suite, tyro.cli(Look, prog=f"{name_of(suite)} look", args=argv[1:]))
     else:
+        if any(flag.split("=")[0].replace("_", "-") == "--eval-modes" for flag in argv):
+            fail(f"--eval-modes: looks of DMC-GB; those of {name_of(suite)} are {' '.join(suite.VARIANTS)}, see `test`")
         suite.check(suite.VARIANTS[:1])
         script = load_script(command, suite)
         old = any(flag.startswith(("--resume", "--evaluate")) for flag in argv)  # a run that knows its task
@@ -122,9 +125,11 @@ def test(suite, flags):
     state = script.load_checkpoint(flags.checkpoint)
     args = script.Args(**state["args"])
     agent = script.load_agent(args, state, partial(make_envs, script, suite))
+    split = {"split": "test"} if "split" in inspect.signature(script.evaluate).parameters else {}  # or it has but one
     rows = [["step", "variant", "episodes", suite.SCORE, "std"]]
     for variant in variants:
-        scores = script.evaluate(agent, args, partial(make_envs, script, suite, variant=variant), flags.episodes)
+        envs = partial(make_envs, script, suite, variant=variant)
+        scores = script.evaluate(agent, args, envs, episodes=flags.episodes, **split)
         rows.append([state["step"], variant, len(scores), f"{scores.mean():.4g}", f"{scores.std():.4g}"])
         print(f"{variant:12} {suite.SCORE} {rows[-1][3]} +- {rows[-1][4]} in {len(scores)} episodes", flush=True)
     path = script.checkpoint_path(flags.checkpoint).parent / f"{name_of(suite)}.csv"

@@ -10,12 +10,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from conftest import ROOT, ROWS, TinySac
+from conftest import ROOT, ROWS, TinyPieg, TinySac
 
 sys.path.insert(0, str(ROOT / "benchmark"))
 import suites
 
-TINY = [f"--{key.replace('_', '-')}={value}" for key, value in ROWS["sac_sam_reset"]["args"].items() if key != "cuda"]
+SCRIPTS = ["sac_sam_reset", "drqv2_pieg"]
+
+
+def tiny(script):
+    """Flags of a run of 36 steps."""
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in ROWS[script]["args"].items() if key != "cuda"]
+    return [*flags, "--no-cuda"]
 
 
 class Toy:
@@ -108,7 +114,7 @@ def test_seeds_tell_training_from_all_else():
 
 
 # ---- The command line ----
-class TinyAgent(TinySac):
+class ColourSac(TinySac):
     """TinySac on three frames in colours."""
 
     def __init__(self, envs, args):
@@ -116,9 +122,12 @@ class TinyAgent(TinySac):
         self.encoder = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(144, 16), nn.ReLU())
 
 
+AGENTS = {"sac_sam_reset": ColourSac, "drqv2_pieg": TinyPieg}
+
+
 @pytest.fixture
 def suite(monkeypatch):
-    """A suite of toys, whose variants have a reward and a brightness of their own, and sac_sam_reset.py to play it."""
+    """A suite of toys, whose variants have a reward and a brightness of their own, and scripts with tiny agents."""
     made = []
 
     def make_envs(args, split, restart=0):
@@ -134,7 +143,7 @@ def suite(monkeypatch):
     def with_a_tiny_agent(name, suite=None):
         script = load_script(name, suite)
         for function in (script.main, script.load_agent):
-            setattr(script, function.__name__, partial(function, make_agent=TinyAgent))
+            setattr(script, function.__name__, partial(function, make_agent=AGENTS[name]))
         return script
 
     load_script = suites.load_script
@@ -145,15 +154,15 @@ def suite(monkeypatch):
     return toys
 
 
-def test_a_suite_is_trained_on_resumed_and_tested(suite, tmp_path, capsys):
-    flags = [*TINY, "--no-cuda", "--runs-dir", str(tmp_path)]
-    suites.main(suite, ["sac_sam_reset", *flags])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_suite_is_trained_on_resumed_and_tested(script, suite, tmp_path, capsys):
+    suites.main(suite, [script, *tiny(script), "--runs-dir", str(tmp_path)])
     assert set(suite.made) == {"train", "test"}
     (folder,) = tmp_path.iterdir()
-    assert folder.name.startswith("toy_push__sac_sam_reset__1__"), "its first task is the default"
-    suites.main(suite, ["sac_sam_reset", "--resume", str(folder), "--total-timesteps", "40"])
+    assert folder.name.startswith(f"toy-push__{script}__1__"), "its first task is the default"
+    suites.main(suite, [script, "--resume", str(folder), "--total-timesteps", "40"])
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    assert state["step"] == 40 and state["args"]["env_id"] == "toy_push"
+    assert state["step"] == 40 and state["args"]["env_id"] == "toy-push"
     suite.made.clear()
     suites.main(suite, ["test", str(folder), "--episodes", "3"])
     rows = list(csv.reader((folder / "toys.csv").open()))
@@ -170,7 +179,7 @@ def test_a_suite_is_trained_on_resumed_and_tested(suite, tmp_path, capsys):
 
 
 def test_another_task_is_trained_on_when_asked_and_resumed_without(suite, tmp_path):
-    flags = [*TINY, "--no-cuda", "--runs-dir", str(tmp_path), "--env-id", "toy-pull", "--eval-every", "0"]
+    flags = [*tiny("sac_sam_reset"), "--runs-dir", str(tmp_path), "--env-id", "toy_pull", "--eval-every", "0"]
     suites.main(suite, ["sac_sam_reset", *flags])
     (folder,) = tmp_path.iterdir()
     assert folder.name.startswith("toy-pull__")
@@ -201,6 +210,11 @@ def test_help_is_the_suite_s_own(argv, suite, capsys):
         (["mdpo"], "mdpo is no script for DeepMind Control from pixels"),
         (["sac_sam_reset", "--env-id", "walker-walk"], "--env-id walker-walk: no such task, toy-pu"),
         (["sac_sam_reset", "--env-id", "toy_push", "--gamma", "2"], "--gamma 2.0: from 0 to 1"),
+        (["drqv2_pieg", "--eval-modes", "color_easy"], "--eval-modes: looks of DMC-GB; those of toys are plain dark"),
+        (["drqv2_pieg", "--encoder", "drqv2", "--eval-modes=video_hard"], "--eval-modes: looks of DMC-GB; those of"),
+        (["drqv2_pieg", "--eval_modes", "color_easy"], "--eval-modes: looks of DMC-GB; those of toys are plain dark"),
+        (["drqv2_pieg", "--eval_modes=color_easy"], "--eval-modes: looks of DMC-GB; those of toys are plain dark"),
+        (["drqv2_pieg", "--resume", "@/run", "--eval-modes", "color_easy"], "--eval-modes: looks of DMC-GB; those of"),
         (["test", "@/nowhere"], "nowhere cannot be read as a checkpoint: No such file or directory"),
         (["test", "@/nowhere", "--variants", "wood"], "no ('wood',)"),
         (["test", "@/nowhere", "--episodes", "0"], "--episodes 0: at least 1"),
