@@ -29,7 +29,7 @@ VARIANTS = tuple(SHAPES)
 SCORE = "return"
 
 
-def make_envs(args, split, restart=0):
+def make_envs(args, split, restart=0, size=84, gray=False):
     """args.num_envs copies of the task, as suites.Stacks, drawn by (args.seed, whether it is training, restart).
 
     split: "train" and "test" have the stock shapes, "shape_large" and the others their own, with the seeds of "test".
@@ -37,15 +37,16 @@ def make_envs(args, split, restart=0):
     task, name = suites.task_of(args, sys.modules[__name__]), "shape_train" if split in ("train", "test") else split
     check([name])
     seeds = suites.seeds_of(args, split, restart)
-    return suites.Stacks([Jaco(task, SHAPES[name], seed) for seed in seeds], args.action_repeat)
+    return suites.Stacks([Jaco(task, SHAPES[name], seed, size) for seed in seeds], args.action_repeat, gray)
 
 
 class Jaco:
     """One manipulation task with some shape, for suites.Stacks. An episode takes 250 control steps of 0.04 s."""
 
-    def __init__(self, task, shape, seed):
+    def __init__(self, task, shape, seed, size=84):
         from dm_control import manipulation
 
+        self.size = size
         self.env = manipulation.load(f"{task}_features", seed=seed)  # its pictures are drawn below, once a stack
         self.env._max_reset_attempts = 10  # of 1: a long run meets poses whose links touch
         deform(self.env.task, *shape)
@@ -60,7 +61,7 @@ class Jaco:
 
     def frame(self):
         """Easy to miss: the renderer's own array is upside down and changes with the next picture."""
-        return np.ascontiguousarray(self.env.physics.render(suites.SIZE, suites.SIZE, camera_id="front_close"))
+        return np.ascontiguousarray(self.env.physics.render(self.size, self.size, camera_id="front_close"))
 
     def close(self):
         self.env.close()

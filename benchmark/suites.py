@@ -1,8 +1,9 @@
 """What the test suites outside the scripts share: environments as a script wants them, and the command line.
 
 A suite is a module like manipulation.py: TASKS, as a script's SUITE names them; VARIANTS, of which the first is trained
-on; SCORE, what an episode's rewards add up to when it is tested; make_envs(args, split, restart=0), where split is
-"train", "test" (as trained on, other seeds) or a variant; check(variants), which ends the program if one is missing.
+on; SCORE, what an episode's rewards add up to when it is tested; make_envs(args, split, restart=0, size=84,
+gray=False), where split is "train", "test" (as trained on, other seeds) or a variant, and frames are what Stacks says;
+check(variants), which ends the program if one is missing.
 """
 
 import importlib.util
@@ -19,27 +20,27 @@ import numpy as np
 import torch
 import tyro
 
-SIZE = 84  # pixels each way. Reference code: dmc.py of PIE-G
-
 
 # ---- Environments ----
 class Stacks:
-    """Environments with stacks of three colour frames and repeated actions; an end begins the next episode.
+    """Environments with stacks of three frames and repeated actions; an end begins the next episode.
 
-    reset() -> obs uint8 [N, 9, 84, 84], three RGB frames, oldest first, the first one repeated; info.
+    reset() -> obs uint8 [N, 9, size, size], three RGB frames, oldest first, the first one repeated, or in gray
+    [N, 3, size, size]; info.
     step(actions float32 [N, A] in -1..1) -> obs, reward float32 [N], summed over the repeated steps, terminated
     bool [N], truncated bool [N] (by the time limit), info.
     An episode's end is followed by the next episode in the same step: obs is then the new one's first observation, and
-    info["final_obs"] [N, 9, 84, 84] holds the last one of the old; it is obs where no episode ended.
-    Each of envs has low and high [A], reset(), step(action [A] in low..high) -> (reward, terminated, truncated),
-    frame() -> uint8 [84, 84, 3] and close().
+    info["final_obs"], of obs' shape, holds the last one of the old; it is obs where no episode ended.
+    Each of envs has size, low and high [A], reset(), step(action [A] in low..high) -> (reward, terminated, truncated),
+    frame() -> uint8 [size, size, 3] and close().
     """
 
-    def __init__(self, envs, repeat):
+    def __init__(self, envs, repeat, gray=False):
         import gymnasium as gym
 
-        self.envs, self.repeat = envs, repeat
-        self.single_observation_space = gym.spaces.Box(0, 255, (9, SIZE, SIZE), np.uint8)
+        self.envs, self.repeat, self.gray, size = envs, repeat, gray, envs[0].size
+        self.frame_shape = (1 if gray else 3, size, size)
+        self.single_observation_space = gym.spaces.Box(0, 255, (3 * self.frame_shape[0], size, size), np.uint8)
         self.single_action_space = gym.spaces.Box(-1, 1, envs[0].low.shape, np.float32)
 
     def reset(self):
@@ -49,7 +50,7 @@ class Stacks:
     def step(self, actions):
         count = len(self.envs)
         rewards, terminated, truncated = np.zeros(count, np.float32), np.zeros(count, bool), np.zeros(count, bool)
-        frames = np.empty((count, 3, SIZE, SIZE), np.uint8)
+        frames = np.empty((count, *self.frame_shape), np.uint8)
         for n, (env, action) in enumerate(zip(self.envs, actions, strict=True)):
             action = env.low + (action.astype(np.float64) + 1) / 2 * (env.high - env.low)
             for _ in range(self.repeat):
@@ -57,17 +58,23 @@ class Stacks:
                 rewards[n] += reward
                 if terminated[n] or truncated[n]:
                     break
-            frames[n] = env.frame().transpose(2, 0, 1)
-        final_obs = np.concatenate([self.obs[:, 3:], frames], axis=1)
+            frames[n] = self.frame(env)
+        final_obs = np.concatenate([self.obs[:, self.frame_shape[0] :], frames], axis=1)
         self.obs = final_obs.copy()
         for n in np.flatnonzero(terminated | truncated):
             self.obs[n] = self.first(self.envs[n])
         return self.obs, rewards, terminated, truncated, {"final_obs": final_obs}
 
     def first(self, env):
-        """Begins an episode. -> [9, 84, 84]."""
+        """Begins an episode. -> its first observation."""
         env.reset()
-        return np.tile(env.frame().transpose(2, 0, 1), (3, 1, 1))
+        return np.tile(self.frame(env), (3, 1, 1))
+
+    def frame(self, env):
+        """[3, size, size], or [1, size, size] in the gray of sac_sam_reset.py."""
+        picture = env.frame()
+        picture = np.dot(picture, [0.299, 0.587, 0.114]).astype(np.uint8)[..., None] if self.gray else picture
+        return picture.transpose(2, 0, 1)
 
     def close(self):
         for env in self.envs:
@@ -160,12 +167,14 @@ def look(suite, flags):
 
 
 def make_envs(script, suite, args, split, restart=0, variant=None):
-    """The suite's environments, of a variant where one is given, drawn by what the script finds to render with.
+    """The suite's environments, of a variant where one is given, with the frames that the script is made for.
 
-    Easy to miss: only here, where the script has set up torch, as the import of torch's compiler crashes after Mesa's.
+    Easy to miss: a replay builds stacks from an observation's newest frame, so it would mix up another kind. And
+    the renderer is loaded only here, where torch is set up, as the import of torch's compiler crashes after Mesa's.
     """
     script.import_suite()
-    return suite.make_envs(args, variant or split, restart)
+    frames = {} if hasattr(script, "Mode") else {"size": 64, "gray": True}  # DMC-GB's are in colours
+    return suite.make_envs(args, variant or split, restart, **frames)
 
 
 def name_of(suite):

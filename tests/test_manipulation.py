@@ -1,13 +1,15 @@
 """benchmark/manipulation.py: the stock shapes are the untouched task, and the others change shapes alone."""
 
 import copy
+import csv
 import importlib
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, load
+from conftest import ROOT, ROWS, folder_in, load
 
 sys.path.insert(0, str(ROOT / "benchmark"))
 import manipulation
@@ -23,9 +25,9 @@ def renderer():
     load("sac_sam_reset").import_suite()
 
 
-def make(split, task="reach_duplo", seed=1, repeat=2):
+def make(split, task="reach_duplo", seed=1, repeat=2, **frames):
     args = SimpleNamespace(env_id=task, seed=seed, num_envs=1, action_repeat=repeat)
-    return manipulation.make_envs(args, split)
+    return manipulation.make_envs(args, split, **frames)
 
 
 def model_of(shape, task="reach_duplo"):
@@ -70,6 +72,48 @@ def test_the_stock_shapes_are_the_untouched_task(task):
     plain.close()
 
 
+def test_gray_frames_are_those_of_the_script_that_has_them():
+    from dm_control import manipulation as untouched
+
+    (seed,) = suites.seeds_of(SimpleNamespace(seed=1, num_envs=1), "test", 0)
+    plain = untouched.load("reach_site_features", seed=seed)
+    own = load("sac_sam_reset").ControlEnvs([plain], 2, camera="front_close")
+    ours = make("test", "reach_site", size=64, gray=True)
+    assert ours.single_observation_space == own.single_observation_space
+    assert ours.single_action_space == own.single_action_space
+    assert np.array_equal(ours.reset()[0], own.reset()[0])
+    for action in np.random.default_rng(0).uniform(-1, 1, (4, 1, 9)).astype(np.float32):
+        for one, other in zip(ours.step(action)[:4], own.step(action)[:4], strict=True):
+            assert np.array_equal(one, other)
+    ours.close()
+    own.close()
+
+
+@pytest.mark.parametrize("name", ["sac_sam_reset", "drqv2_pieg"])
+def test_a_script_with_its_own_network_is_trained_and_tested(name, tmp_path):
+    flags = [*ROWS[name]["flags"].split()[2:], "--runs-dir", str(tmp_path)]
+    flags += ["--env-id", "reach-site", "--action-repeat", "25", "--total-timesteps", "27", "--eval-every", "0"]
+    suites.main(manipulation, [name, *flags])
+    folder = folder_in(tmp_path)
+    suites.main(manipulation, ["test", str(folder), "--variants", "shape_large", "--episodes", "1"])
+    (row,) = csv.DictReader((folder / "manipulation.csv").open())
+    assert (row["step"], row["variant"], row["episodes"]) == ("27", "shape_large", "1")
+    assert 0 <= float(row["return"]) <= 250
+
+
+@pytest.mark.parametrize("name", ["sac_sam_reset", "drqv2_pieg"])
+def test_a_script_gets_frames_of_the_kind_it_has(name):
+    script, spaces = load(name), []
+    for task, make in (
+        ("cartpole-swingup", script.make_envs),
+        ("reach-site", partial(suites.make_envs, script, manipulation)),
+    ):
+        envs = make(script.Args(env_id=task, action_repeat=2), "train")
+        spaces.append(envs.single_observation_space)
+        envs.close()
+    assert spaces[0] == spaces[1]
+
+
 @pytest.mark.parametrize("shape", ["shape_small", "shape_large", "shape_long"])
 def test_shapes_are_scaled_and_nothing_else_is(shape, stock):
     model = model_of(shape)
@@ -110,6 +154,32 @@ def test_the_whole_brick_is_scaled_but_its_studs_radius(shape, stock):
         scaled = factor if name == "duplo2x4/bounding_box" else 1
         assert np.allclose(model.site_pos[site], stock.site_pos[site] * moved, rtol=1e-9), name
         assert np.allclose(model.site_size[site], stock.site_size[site] * scaled, rtol=1e-9), name
+
+
+def test_a_shape_stays_at_each_reset(stock):
+    env = manipulation.Jaco("reach_duplo", manipulation.SHAPES["shape_large"], seed=1)
+    for _ in range(3):
+        env.reset()
+        assert np.abs(env.env.physics.model.mesh_vert - 1.2 * stock.mesh_vert).max() < 1e-6
+    env.close()
+
+
+@pytest.mark.parametrize("task", ["reach_duplo", "reach_site"])
+@pytest.mark.parametrize(
+    "shape, begins",
+    [((1.25, 1, 1), False), (((1.3, 1, 1.3), 1, 1), True), (((1.5, 1, 1.5), 1, 1), False), ((1.2, 1.5, 2), True)],
+)
+def test_how_far_a_shape_can_go(shape, begins, task):
+    from dm_control.composer import EpisodeInitializationError
+
+    env = manipulation.Jaco(task, shape, seed=1)
+    env.env._max_reset_attempts = 2  # each with hundreds of poses
+    if begins:
+        env.reset()
+    else:
+        with pytest.raises(EpisodeInitializationError):
+            env.reset()
+    env.close()
 
 
 def test_a_task_without_a_brick_is_deformed_too():

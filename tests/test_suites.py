@@ -9,13 +9,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-import torch.nn as nn
-from conftest import ROOT, ROWS, TinyPieg, TinySac
+from conftest import AGENTS, ROOT, ROWS
 
 sys.path.insert(0, str(ROOT / "benchmark"))
 import suites
-
-SCRIPTS = ["sac_sam_reset", "drqv2_pieg"]
 
 
 def tiny(script):
@@ -29,9 +26,9 @@ class Toy:
 
     low, high = np.array([-2.0, 0.0]), np.array([2.0, 4.0])
 
-    def __init__(self, length=5, fails=False, reward=1.0, start=0):
+    def __init__(self, length=5, fails=False, reward=1.0, start=0, size=84):
         self.length, self.fails, self.reward, self.count, self.closed = length, fails, reward, start, False
-        self.actions = []
+        self.size, self.actions = size, []
 
     def reset(self):
         self.time = 0
@@ -45,7 +42,7 @@ class Toy:
         return self.reward * self.time, ended and self.fails, ended and not self.fails
 
     def frame(self):
-        return np.full((84, 84, 3), (self.count, self.count + 100, self.count + 200), np.uint8)
+        return np.full((self.size, self.size, 3), (self.count, self.count + 100, self.count + 200), np.uint8)
 
     def close(self):
         self.closed = True
@@ -83,6 +80,15 @@ def test_actions_are_stretched_over_their_ranges():
     assert np.array_equal(toy.actions, [[-2, 0], [2, 4], [0, 3]])
 
 
+def test_gray_frames_are_one_number_deep_and_its_fractions_are_cut_off():
+    envs = suites.Stacks([Toy(length=2, size=64)], repeat=1, gray=True)
+    assert envs.single_observation_space.shape == (3, 64, 64)
+    seen = [envs.reset()[0], *(envs.step(NOTHING)[0] for _ in range(2))]
+    # 0.299 count + 0.587 (count + 100) + 0.114 (count + 200) = count + 81.5
+    assert [obs[:, :, 0, 0].tolist() for obs in seen] == [[[91, 91, 91]], [[91, 91, 92]], [[103, 103, 103]]]
+    assert all((obs == obs[:, :, :1, :1]).all() and obs.shape == (1, 3, 64, 64) for obs in seen)
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_an_end_stops_the_repeats_and_begins_the_next_episode(fails):
     toys = [Toy(5, fails), Toy(100, start=5)]
@@ -114,27 +120,17 @@ def test_seeds_tell_training_from_all_else():
 
 
 # ---- The command line ----
-class ColourSac(TinySac):
-    """TinySac on three frames in colours."""
-
-    def __init__(self, envs, args):
-        super().__init__(envs, args)
-        self.encoder = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(144, 16), nn.ReLU())
-
-
-AGENTS = {"sac_sam_reset": ColourSac, "drqv2_pieg": TinyPieg}
-
-
 @pytest.fixture
 def suite(monkeypatch):
     """A suite of toys, whose variants have a reward and a brightness of their own, and scripts with tiny agents."""
     made = []
 
-    def make_envs(args, split, restart=0):
-        made.append(split)
+    def make_envs(args, split, restart=0, size=84, gray=False):
+        made.append((split, size, gray))
         reward, start = {"train": (1, 0), "test": (1, 0), "plain": (1, 20), "dark": (3, 40)}[split]
         assert suites.task_of(args, toys) in ("toy_push", "toy_pull")
-        return suites.Stacks([Toy(6, reward=reward, start=start) for _ in range(args.num_envs)], args.action_repeat)
+        some = [Toy(6, reward=reward, start=start, size=size) for _ in range(args.num_envs)]
+        return suites.Stacks(some, args.action_repeat, gray)
 
     def check(variants):
         if set(variants) - {"plain", "dark"}:
@@ -154,10 +150,10 @@ def suite(monkeypatch):
     return toys
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_suite_is_trained_on_resumed_and_tested(script, suite, tmp_path, capsys):
+@pytest.mark.parametrize("script, frames", [("sac_sam_reset", (64, True)), ("drqv2_pieg", (84, False))])
+def test_a_suite_is_trained_on_resumed_and_tested(script, frames, suite, tmp_path, capsys):
     suites.main(suite, [script, *tiny(script), "--runs-dir", str(tmp_path)])
-    assert set(suite.made) == {"train", "test"}
+    assert set(suite.made) == {("train", *frames), ("test", *frames)}
     (folder,) = tmp_path.iterdir()
     assert folder.name.startswith(f"toy-push__{script}__1__"), "its first task is the default"
     suites.main(suite, [script, "--resume", str(folder), "--total-timesteps", "40"])
@@ -172,7 +168,7 @@ def test_a_suite_is_trained_on_resumed_and_tested(script, suite, tmp_path, capsy
         ["40", "plain", "3", "21", "0"],
         ["40", "dark", "3", "63", "0"],
     ]
-    assert suite.made == ["test", "plain", "dark"]
+    assert suite.made == [(split, *frames) for split in ("test", "plain", "dark")]
     assert "dark         return 63 +- 0 in 3 episodes" in capsys.readouterr().out
     suites.main(suite, ["test", str(folder), "--variants", "dark", "--episodes", "1"])
     assert [row[1:4] for row in csv.reader((folder / "toys.csv").open())][1:] == [["dark", "1", "63"]]
