@@ -1,17 +1,24 @@
 PYTHON ?= python3
 APT := apt-get
 
-.PHONY: train test install libraries dmcgb
+.PHONY: train test install libraries dmcgb drawerworld
 
 train: install
 	.venv/bin/python algos/mdpo.py --env-id bigfish $(ARGS)
 
 test: install
+	@$(METAWORLD) || echo "warning: no Meta-World, so the tests of benchmark/drawerworld.py are skipped" >&2
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/python -m pytest $(ARGS)
 
 install: libraries .venv/installed
+
+# What benchmark/drawerworld.py needs besides.
+METAWORLD = .venv/bin/python -m pip install --disable-pip-version-check --no-deps -r benchmark/requirements-drawerworld.txt
+
+drawerworld: install
+	$(METAWORLD)
 
 # DMC-GB's colours and clips (80 MB), which are not ours to give: into data/dmcgb, where drqv2_pieg.py looks for them.
 DMCGB := https://github.com/nicklashansen/dmcontrol-generalization-benchmark

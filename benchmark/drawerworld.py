@@ -5,7 +5,7 @@ drawer, arm, rewards and the bounds of success are others; frames of 84 pixels, 
 stands is drawn anew each episode, not from fifty places. "success" is the share of episodes that met Meta-World's
 bound at some step, of 200. To be reported as "DrawerWorld-style".
 
-    pip install --no-deps metaworld==3.1.1    # it asks for an older MuJoCo, but works with this one
+    make drawerworld    # or pip install --no-deps -r benchmark/requirements-drawerworld.txt: Meta-World
     python benchmark/drawerworld.py drqv2_pieg                             # trains on drawer_close, the plain table
     python benchmark/drawerworld.py drqv2_pieg --env-id drawer_open --seed 2            # any flag of the script
     python benchmark/drawerworld.py drqv2_pieg --resume runs/<folder>
@@ -32,7 +32,7 @@ GET = "git clone --depth 1 --filter=blob:none --sparse https://github.com/TonyLi
 GET += f" && git -C vai sparse-checkout set {VAI} && export DRAWERWORLD_TEXTURES=vai/{VAI}"
 
 
-def make_envs(args, split, restart=0):
+def make_envs(args, split, restart=0, size=84, gray=False):
     """args.num_envs copies of the task, as suites.Stacks, drawn by (args.seed, whether it is training, restart).
 
     split: "train" and "test" have the plain table, "wood" and the others their own, with the seeds of "test". In
@@ -41,20 +41,21 @@ def make_envs(args, split, restart=0):
     task, texture = suites.task_of(args, sys.modules[__name__]), "grid" if split in ("train", "test") else split
     check([texture])
     seeds = suites.seeds_of(args, split, restart)
-    return suites.Stacks([Drawer(task, texture, seed, split != "train") for seed in seeds], args.action_repeat)
+    drawers = [Drawer(task, texture, seed, split != "train", size) for seed in seeds]
+    return suites.Stacks(drawers, args.action_repeat, gray)
 
 
 class Drawer:
     """One drawer task on some table, for suites.Stacks. An episode takes 200 control steps, or fewer if `tested`."""
 
-    def __init__(self, task, texture, seed, tested):
+    def __init__(self, task, texture, seed, tested, size=84):
         import mujoco
 
-        self.env, self.tested = sawyer(task, texture), tested
+        self.env, self.tested, self.size = sawyer(task, texture), tested, size
         self.env._set_task_called = True  # a task of Meta-World is but a place, which is drawn at each reset here
         self.env._freeze_rand_vec, self.env.seeded_rand_vec = False, True
         self.env.seed(seed)
-        self.renderer, self.camera = mujoco.Renderer(self.env.model, suites.SIZE, suites.SIZE), mujoco.MjvCamera()
+        self.renderer, self.camera = mujoco.Renderer(self.env.model, size, size), mujoco.MjvCamera()
         self.camera.azimuth, self.camera.elevation, self.camera.distance = 180, -90, 0.96  # Reference code: from above
         self.camera.lookat[:] = 0, 0.6, 0
         self.low, self.high = self.env.action_space.low, self.env.action_space.high
@@ -122,7 +123,7 @@ def picture_of(texture):
 
 def check(variants):
     if importlib.util.find_spec("metaworld") is None:
-        suites.fail("DrawerWorld needs Meta-World: pip install --no-deps metaworld==3.1.1")
+        suites.fail("DrawerWorld needs Meta-World: pip install --no-deps -r benchmark/requirements-drawerworld.txt")
     for path in (picture_of(name) for name in variants if name not in ("grid", "black")):
         if not path.is_file():
             suites.fail(f"{path} is not there; blanket and fabric are had by: {GET}")

@@ -1,5 +1,6 @@
 """benchmark/drawerworld.py: Meta-World's dynamics, another table, and episodes that are worth 1 where they succeed."""
 
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -18,7 +19,7 @@ import suites
 
 needs_metaworld = pytest.mark.skipif(
     importlib.util.find_spec("metaworld") is None,
-    reason="not in requirements.txt, as it asks for an older MuJoCo: pip install --no-deps metaworld==3.1.1",
+    reason="Meta-World is not installed: make drawerworld",
 )
 
 
@@ -41,9 +42,9 @@ def blanket(tmp_path_factory, monkeypatch):
     return folder / "blanket.png"
 
 
-def make(split, task="drawer_close", seed=1, num_envs=1, repeat=2):
+def make(split, task="drawer_close", seed=1, num_envs=1, repeat=2, **frames):
     args = SimpleNamespace(env_id=task, seed=seed, num_envs=num_envs, action_repeat=repeat)
-    return drawerworld.make_envs(args, split)
+    return drawerworld.make_envs(args, split, **frames)
 
 
 def first_picture(split, **about):
@@ -74,7 +75,7 @@ def scene_with(texture, folder):
 
 
 @needs_metaworld
-@pytest.mark.parametrize("texture", ["wood", "metal", "blanket"])
+@pytest.mark.parametrize("texture", ["wood", "metal", "marble", "blanket"])
 def test_a_table_is_that_of_a_scene_that_names_its_file(texture, tmp_path):
     import mujoco
 
@@ -86,8 +87,11 @@ def test_a_table_is_that_of_a_scene_that_names_its_file(texture, tmp_path):
     model.site_pos[:] = drawer.env.model.site_pos
     for name in ("tex_data", "geom_pos", "mesh_vert", "body_mass", "jnt_range", "actuator_gainprm"):
         assert np.array_equal(getattr(model, name), getattr(drawer.env.model, name)), name
+    camera = mujoco.MjvCamera()
+    camera.type, camera.lookat[:] = mujoco.mjtCamera.mjCAMERA_FREE, (0, 0.6, 0)
+    camera.azimuth, camera.elevation, camera.distance = 180, -90, 0.96  # as in VAI's suite
     renderer = mujoco.Renderer(model, 84, 84)
-    renderer.update_scene(drawer.env.data, drawer.camera)
+    renderer.update_scene(drawer.env.data, camera)
     assert np.array_equal(renderer.render(), seen)
     renderer.close()
     envs.close()
@@ -151,12 +155,44 @@ def test_a_texture_changes_the_table_and_nothing_else():
     grid.close()
 
 
+@needs_metaworld
+def test_frames_of_another_size_in_gray():
+    envs = make("wood", size=64, gray=True)
+    obs, _ = envs.reset()
+    assert obs.shape[1:] == envs.single_observation_space.shape == (3, 64, 64)
+    gray = np.dot(envs.envs[0].frame(), [0.299, 0.587, 0.114]).astype(np.uint8)
+    assert np.array_equal(obs[0], [gray] * 3)
+    envs.close()
+
+
+# ---- Meta-World on this MuJoCo ----
+@needs_metaworld
+def test_it_is_the_pinned_one():
+    pin = f"metaworld=={importlib.metadata.version('metaworld')}"
+    assert pin in (ROOT / "benchmark" / "requirements-drawerworld.txt").read_text().splitlines()
+
+
+@needs_metaworld
+def test_a_weld_has_a_number_that_meta_world_has_no_room_for():
+    import mujoco
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    with pytest.raises(ValueError, match=r"from shape \(11,\) into shape \(12,\)"):
+        ALL_V3_ENVIRONMENTS["drawer-close-v3"]()
+    env = drawerworld.sawyer("drawer_close", "grid")
+    before = mujoco.MjModel.from_xml_path(env.fullpath)
+    welds = before.eq_type == mujoco.mjtEq.mjEQ_WELD
+    assert welds.any() and np.array_equal(env.model.eq_data[~welds], before.eq_data[~welds])
+    assert (env.model.eq_data[welds, :11] == (0, 0, 0, 0, 0, 0, -1, 0, 0, 0, 5)).all()
+    assert np.array_equal(env.model.eq_data[welds, 11:], before.eq_data[welds, 11:])
+
+
 # ---- Episodes ----
 class Blind(drawerworld.Drawer if importlib.util.find_spec("metaworld") else object):
     """A drawer that draws nothing, where only its dynamics count."""
 
     def frame(self):
-        return np.zeros((84, 84, 3), np.uint8)
+        return np.zeros((self.size, self.size, 3), np.uint8)
 
 
 @pytest.fixture
@@ -164,15 +200,18 @@ def blind(monkeypatch):
     monkeypatch.setattr(drawerworld, "Drawer", Blind)
 
 
+def policy_of(task):
+    """Meta-World's own policy, which reads the state."""
+    from metaworld import policies
+
+    return policies.SawyerDrawerCloseV3Policy() if task == "drawer_close" else policies.SawyerDrawerOpenV3Policy()
+
+
 @needs_metaworld
 @pytest.mark.parametrize("task", ["drawer_close", "drawer_open"])
 @pytest.mark.parametrize("split", ["train", "wood"])
 def test_meta_world_s_own_policy_succeeds(task, split, blind):
-    from metaworld import policies
-
-    policy = {"drawer_close": policies.SawyerDrawerCloseV3Policy, "drawer_open": policies.SawyerDrawerOpenV3Policy}[
-        task
-    ]()
+    policy = policy_of(task)
     envs = make(split, task, repeat=1)
     envs.reset()
     (drawer,) = envs.envs
@@ -190,6 +229,20 @@ def test_meta_world_s_own_policy_succeeds(task, split, blind):
             assert steps < 200 and terminated[0] and not truncated[0]
             assert rewards == [0.0] * (steps - 1) + [1.0]
     envs.close()
+
+
+@needs_metaworld
+@pytest.mark.parametrize("task, bound", [("drawer_close", 0.065), ("drawer_open", 0.03)])
+def test_success_is_a_handle_that_is_near_its_place(task, bound, blind):
+    drawer, distances, terminated = Blind(task, "grid", 1, tested=True), [], False
+    drawer.reset()
+    policy = policy_of(task)
+    while not terminated:
+        action = np.clip(policy.get_action(drawer.env._get_obs()), -1, 1)
+        _, terminated, _ = drawer.step(action)
+        distances.append(np.linalg.norm(drawer.env._get_pos_objects() - drawer.env._target_pos))
+    assert min(distances[:-1]) > bound >= distances[-1]
+    drawer.close()
 
 
 @needs_metaworld
@@ -266,7 +319,7 @@ def test_without_meta_world_it_says_how_to_get_it(monkeypatch, capsys):
     for call in (lambda: make("train"), lambda: suites.main(drawerworld, ["sac_sam_reset"])):
         with pytest.raises(SystemExit, match=r"^2$"):
             call()
-        assert "Meta-World: pip install --no-deps metaworld==3.1.1" in one_line(capsys)
+        assert "Meta-World: pip install --no-deps -r benchmark/requirements-drawerworld.txt" in one_line(capsys)
 
 
 @pytest.mark.parametrize("name", ["blanket", "fabric", "tartan"])
