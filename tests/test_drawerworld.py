@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -339,3 +340,26 @@ def test_a_texture_that_is_no_picture_is_named(blanket, monkeypatch, capsys):
     with pytest.raises(SystemExit, match=r"^2$"):
         drawerworld.check(["blanket"])
     assert "blanket.png is no PNG picture; a pointer of git-lfs" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "target, broken, code, warned",
+    [
+        ("drawerworld", "pip", 2, False),
+        ("drawerworld", "nothing", 0, False),
+        ("test", "pip", 0, True),
+        ("test", "pytest", 2, False),
+        ("test", "nothing", 0, False),
+    ],
+)
+def test_make_test_stops_where_anything_fails_but_getting_meta_world(target, broken, code, warned, tmp_path):
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name in ("Makefile", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("python", "ruff"):  # they do nothing, and one of them fails
+        (tmp_path / ".venv" / "bin" / name).write_text(f'#!/bin/sh\ntest "$2" != {broken}\n')
+        (tmp_path / ".venv" / "bin" / name).chmod(0o755)
+    (tmp_path / ".venv" / "installed").touch()
+    done = subprocess.run(["make", "MISSING=", target], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert ("the tests of benchmark/drawerworld.py are skipped" in done.stderr) == warned
