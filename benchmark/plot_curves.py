@@ -1,4 +1,4 @@
-"""Draws return against steps from CSVs of collect.py, a row a task: evaluations on the left, training on the right.
+"""Draws return against steps from CSVs of collect.py, a row a task: evaluations, those in DMC-GB's looks, training.
 
 Each seed is thin, their mean, as far as all of them go, bold.
 
@@ -18,6 +18,12 @@ COLUMNS = {  # a panel's title, and the line of each key in it
         "eval/test_return": ("o-", "test"),
         "eval/train_return": ("s--", "train"),
         "eval/full_look_return": ("^:", "train, unseen look"),
+    },
+    "looks it was not trained in": {
+        "eval/color_easy_return": ("s-", "color_easy"),
+        "eval/color_hard_return": ("s--", "color_hard"),
+        "eval/video_easy_return": ("^-", "video_easy"),
+        "eval/video_hard_return": ("^:", "video_hard"),
     },
     "while learning": {"charts/episodic_return": ("-", "training")},
 }
@@ -40,11 +46,13 @@ def main():
     if len(methods) > len(COLOURS):
         fail(f"{len(methods)} methods, and colours for {len(COLOURS)}: draw some of them")
     colours, tasks = dict(zip(methods, COLOURS, strict=False)), sorted(data["task"].unique())
+    columns = {title: lines for title, lines in COLUMNS.items() if data["key"].isin(lines).any()}
+    size = 6 * len(columns), 0.6 + 3.8 * len(tasks)
     figure, axes = plt.subplots(
-        len(tasks), 2, figsize=(12, 0.6 + 3.8 * len(tasks)), squeeze=False, sharey="row", layout="constrained"
+        len(tasks), len(columns), figsize=size, squeeze=False, sharey="row", layout="constrained"
     )
     for row, task in zip(axes, tasks, strict=True):
-        for axis, (title, lines) in zip(row, COLUMNS.items(), strict=True):
+        for axis, (title, lines) in zip(row, columns.items(), strict=True):
             draw(axis, data[data["task"] == task], lines, colours, args.floor)
             axis.set_title(f"{task}, {title}")
         row[0].set_ylabel("return of an episode")

@@ -110,3 +110,17 @@ def test_plot_says_what_is_wrong(folders, monkeypatch, capsys):
         assert capsys.readouterr().err.startswith("error: ")
     run(plot_curves, monkeypatch, folders / "many.csv", "--out", folders / "curve.png", "--floor", "G")
     assert (folders / "curve.png").stat().st_size > 10_000
+
+
+def test_only_what_was_logged_has_a_panel(folders, monkeypatch):
+    """Looks of DMC-GB a panel of their own, with a line each; no panel of training, which nothing was logged of."""
+    with open(folders / "run0" / "metrics.csv", "a") as file:
+        file.write("0,eval/video_hard_return,1\n10,eval/video_hard_return,2\n0,eval/color_easy_return,3\n")
+    keys = ("eval/test_return", "eval/color_easy_return", "eval/video_hard_return")
+    run(collect, monkeypatch, f"A={folders}/run0", "--out", folders / "looks.csv", "--keys", *keys)
+    run(plot_curves, monkeypatch, folders / "looks.csv", "--out", folders / "looks.png")
+    figure = plt.gcf()
+    assert [axis.get_title() for axis in figure.axes] == ["maze, evaluations", "maze, looks it was not trained in"]
+    texts = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+    assert texts == ["A, color_easy (1 seed)", "A, video_hard (1 seed)"]
+    plt.close(figure)
