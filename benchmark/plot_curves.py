@@ -47,7 +47,7 @@ def main():
         fail(f"{len(methods)} methods, and colours for {len(COLOURS)}: draw some of them")
     colours, tasks = dict(zip(methods, COLOURS, strict=False)), sorted(data["task"].unique())
     columns = {title: lines for title, lines in COLUMNS.items() if data["key"].isin(lines).any()}
-    size = 6 * len(columns), 0.6 + 3.8 * len(tasks)
+    size = 6 * len(columns), 0.6 + 4.8 * len(tasks)
     figure, axes = plt.subplots(
         len(tasks), len(columns), figsize=size, squeeze=False, sharey="row", layout="constrained"
     )
@@ -81,7 +81,9 @@ def draw(axis, data, lines, colours, floor):
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     if axis.has_data():
-        axis.legend(frameon=False, fontsize=9)
+        axis.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False, fontsize=9
+        )  # below: crossed by none
 
 
 def fail(message):
