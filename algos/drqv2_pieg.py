@@ -110,7 +110,7 @@ class Args:
     batch_norm: Literal["adapting", "fixed"] = "adapting"  # statistics in updates: the batch's, or the pretrained ones
     strong_augmentation: Literal["overlay", "conv", "none"] = "overlay"  # what the critic sees a frame through as well
     overlay_dir: str = "textures"  # folder with pictures (the paper's: Places365), or textures, which are made here
-    overlay_pictures: int = 10_000  # pictures that are overlaid, drawn from that folder
+    overlay_pictures: int = 10_000  # pictures that are overlaid, drawn from that folder; how many is ours
     # Paper: DrQ-v2. Reference code, where it is silent: cfgs/piegconfig.yaml and cfgs/task.
     num_envs: int = 1  # N, parallel environments an agent
     learning_starts: int = 2_000  # random steps before the first update
@@ -184,7 +184,10 @@ def task_of(env_id):
 
 # Modified from sac_sam_reset.py: the settings of other papers.
 def definite(args):
-    """The arguments with the task's own values where they are 0, and its name in one spelling."""
+    """The arguments with the task's own values where they are 0, and its name in one spelling.
+
+    Reference code: cfgs/task and cfgs/piegconfig.yaml; the width of 50 is DrQ-v2's.
+    """
     try:
         domain, task = task_of(args.env_id)
     except ValueError as error:

@@ -240,6 +240,34 @@ def assert_same(one, two, but=()):
             assert same, name
 
 
+def assert_resumes_exactly(tmp_path, go, tiny, make_envs, exact_step):
+    """A run killed in its 39th step goes on from its exact checkpoint to all that an uninterrupted one ends with.
+
+    go(args, make_envs) trains with the arguments of tiny(runs_dir, **changes).
+    """
+
+    class Killed(make_envs):
+        steps = 0
+
+        def __init__(self, args, split, restart=0):
+            super().__init__(args, split, restart)
+            self.training = split == "train"
+
+        def step(self, actions):
+            Killed.steps += self.training
+            assert Killed.steps < 39
+            return super().step(actions)
+
+    go(tiny(tmp_path / "whole"), make_envs)
+    with pytest.raises(AssertionError):
+        go(tiny(tmp_path / "half"), Killed)
+    whole, half = (folder_in(tmp_path / name) for name in ("whole", "half"))
+    assert torch.load(half / "exact.pt", weights_only=True)["exact_step"] == exact_step
+    go(tiny(tmp_path, resume=str(half / "exact.pt")), make_envs)
+    assert_same(leaves_of(whole / "checkpoint.pt"), leaves_of(half / "checkpoint.pt"))
+    assert (whole / "replay.bin").read_bytes() == (half / "replay.bin").read_bytes()
+
+
 def replace(args, **changes):
     return dataclasses.replace(args, **changes)
 

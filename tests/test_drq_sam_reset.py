@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from conftest import ScriptedEnvs, assert_same, folder_in, leaves_of, load, replace
+from conftest import ScriptedEnvs, assert_resumes_exactly, assert_same, folder_in, leaves_of, load, replace
 from torch.utils._python_dispatch import TorchDispatchMode
 
 drq = load("drq_sam_reset")
@@ -346,25 +346,7 @@ def test_replay_comes_back_from_its_file(tmp_path):
 
 # ---- Runs ----
 def test_resumed_bit_for_bit(tmp_path):
-    """A run that goes on from its exact checkpoint ends with all that the uninterrupted one ends with."""
-    go(tiny(tmp_path / "whole"))
-    whole = folder_in(tmp_path / "whole")
-
-    class Killed(Envs):
-        steps = 0
-
-        def step(self, actions):
-            Killed.steps += len(actions) == 1
-            assert Killed.steps < 39
-            return super().step(actions)
-
-    with pytest.raises(AssertionError):
-        go(tiny(tmp_path / "half"), Killed)
-    half = folder_in(tmp_path / "half")
-    assert torch.load(half / "exact.pt", weights_only=True)["exact_step"] == 28
-    go(tiny(tmp_path, resume=str(half / "exact.pt")))
-    assert_same(leaves_of(whole / "checkpoint.pt"), leaves_of(half / "checkpoint.pt"))
-    assert (whole / "replay.bin").read_bytes() == (half / "replay.bin").read_bytes()
+    assert_resumes_exactly(tmp_path, go, tiny, Envs, exact_step=28)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])

@@ -15,7 +15,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from conftest import ROOT, ScriptedEnvs, TinyPieg, assert_same, folder_in, leaves_of, load, replace
+from conftest import (
+    ROOT,
+    ScriptedEnvs,
+    TinyPieg,
+    assert_resumes_exactly,
+    assert_same,
+    folder_in,
+    leaves_of,
+    load,
+    replace,
+)
 from gymnasium.utils.env_checker import check_env
 from test_curves import load as benchmark
 
@@ -620,29 +630,7 @@ def test_time_limits_bootstrap_and_failures_do_not(tmp_path, monkeypatch):
 
 
 def test_resumed_bit_for_bit(tmp_path):
-    """A run that goes on from its exact checkpoint ends with all that the uninterrupted one ends with."""
-    go(tiny(tmp_path / "whole"))
-    whole = folder_in(tmp_path / "whole")
-
-    class Killed(Envs):
-        steps = 0
-
-        def __init__(self, args, split, restart=0):
-            super().__init__(args, split, restart)
-            self.training = split == "train"
-
-        def step(self, actions):
-            Killed.steps += self.training
-            assert Killed.steps < 39
-            return super().step(actions)
-
-    with pytest.raises(AssertionError):
-        go(tiny(tmp_path / "half"), Killed)
-    half = folder_in(tmp_path / "half")
-    assert torch.load(half / "exact.pt", weights_only=True)["exact_step"] == 25
-    go(tiny(tmp_path, resume=str(half / "exact.pt")))
-    assert_same(leaves_of(whole / "checkpoint.pt"), leaves_of(half / "checkpoint.pt"))
-    assert (whole / "replay.bin").read_bytes() == (half / "replay.bin").read_bytes()
+    assert_resumes_exactly(tmp_path, go, tiny, Envs, exact_step=25)
 
 
 def test_a_run_is_evaluated_where_it_could_not_be_trained(tmp_path, monkeypatch):
