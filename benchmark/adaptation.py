@@ -5,12 +5,12 @@ renamed at random, all images of a class alike. Then nothing changes any more. E
 
 Paper: Lee et al. 2023 (PLASTIC), section 4, figure 2 and appendix 7.2, with SGD. SAM is the very code of the scripts.
 Checked against github.com/dojeon-ai/PLASTIC (3736071), synthetic/, for what the paper leaves out. Deviations from it:
-batches are drawn with replacement, not in epochs; layer normalisation is of a pixel's channels, not of the whole map;
-CReLU is in all layers and keeps their widths.
+batches are drawn with replacement, not in epochs; layer normalisation is of a pixel's channels, not of the whole map,
+and in all layers; so is CReLU, which keeps their widths.
 
     python benchmark/adaptation.py --out adaptation.csv --plot adaptation.png                   # the paper: CIFAR-10
     python benchmark/adaptation.py --out short.csv --scale short --data synthetic               # half an hour, a CPU
-    python benchmark/adaptation.py --out one.csv --tasks label --methods base sam+reset --optimizers sgd
+    python benchmark/adaptation.py --out one.csv --tasks label --methods base layer_norm+crelu+sam+reset
     python benchmark/adaptation.py --out authors.csv --strides 3 1 1 --updates 500 --final-updates 0 \\
         --relabel shift --reset-every 10 --optimizers sgd                                       # the authors' code
 
@@ -61,6 +61,7 @@ MEASURES = {
     "active_backbone": "active units, convolutions",
     "active_head": "active units, head",
 }  # of the table
+scripts = suites.load_script("sac_sam_reset")
 
 
 @dataclass
@@ -99,20 +100,18 @@ def main():
     args = dataclasses.replace(args, data=data.name)
     data = Data(data.name, *(value.to(device) for value in data[1:]))
     runs = [
-        (task, data.name, method, optimizer, seed)
+        (task, method, optimizer, seed)
         for seed, task, optimizer, method in itertools.product(args.seeds, args.tasks, args.optimizers, args.methods)
     ]
     commands = {command_of(args, *run): run for run in runs}
-    print(
-        f"{data.name} data, {args.scale} scale: {len(runs)} runs, {len(finished & set(commands))} of them made before"
-    )
+    print(f"{data.name} data, {args.scale} scale: {len(commands)} runs, {len(finished & set(commands))} made before")
     about = about_this_machine(args, device)
-    for command, run in commands.items():
+    for command, (task, *rest) in commands.items():
         if command not in finished:
             start = time.monotonic()
-            rows = train(data, args, *run)
-            append(args.out, [(*run, *row, command, *about) for row in rows])
-            print(f"{' '.join(map(str, run))}: {rows[-1][-1]:.1%} in {time.monotonic() - start:.0f} s", flush=True)
+            rows = train(data, args, task, *rest)
+            append(args.out, [(task, data.name, *rest, *row, command, *about) for row in rows])
+            print(task, data.name, *rest, f"{rows[-1][-1]:.1%} in {time.monotonic() - start:.0f} s", flush=True)
     results = pd.read_csv(args.out)
     results = results[results["command"].isin(commands)]
     print(table(results, args))
@@ -126,14 +125,16 @@ def definite(args):
     sizes = {name: value for name, value in SCALES[args.scale].items() if getattr(args, name) is None}
     args = dataclasses.replace(args, **sizes)
     for method in args.methods:
-        for part in parts_of(method):
-            if part not in PARTS:
-                suites.fail(f"--methods {method}: there is base, or some of {' '.join(PARTS)} with + ")
+        if not parts_of(method) <= set(PARTS):
+            suites.fail(f"--methods {method}: not base, nor some of {' '.join(PARTS)} joined by +")
+    for name in ("tasks", "methods", "optimizers", "seeds"):
+        if not getattr(args, name):
+            suites.fail(f"{flag(name)}: at least one")
     for name in ("changes", "updates", "chunk_images", "test_images", "batch_size", "reset_every"):
         if getattr(args, name) < 1:
             suites.fail(f"{flag(name)} {getattr(args, name)}: at least 1")
     for name in ("final_updates", "learning_rate", "weight_decay", "l2", "sam_rho"):
-        if (getattr(args, name) or 0) < 0:
+        if not (getattr(args, name) or 0) >= 0:
             suites.fail(f"{flag(name)} {getattr(args, name)}: at least 0")
     if min(args.strides) < 1 or side_of(args.strides) < 1:
         suites.fail(f"--strides {' '.join(map(str, args.strides))}: nothing is left of the image's 32 pixels")
@@ -156,8 +157,6 @@ def flag(name):
 
 
 # ---- Images ----
-
-
 class Data(NamedTuple):
     name: str  # cifar10 or synthetic
     images: torch.Tensor  # float32 [N, 3, 32, 32]
@@ -174,7 +173,7 @@ def load_data(args):
         except (OSError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             print(
-                f"CIFAR-10 cannot be downloaded ({reason}): this is the synthetic set instead, and no CIFAR-10 result"
+                f"CIFAR-10 cannot be downloaded ({reason}): the synthetic set takes its place, no result is CIFAR-10's"
             )
     return synthetic(args.changes * args.chunk_images, args.test_images)
 
@@ -208,7 +207,7 @@ def synthetic(num_train, num_test, seed=0):
             where = torch.arange(3)[:, None, None], rows[some, None, :, None], columns[some, None, None, :]
             images[some] = patterns[labels[some, None, None, None], kinds[some, None, None, None], *where]
             images[some] += smooth(len(some), rng) + torch.randn(len(some), 3, 32, 32, generator=rng)
-        sets += images / 3**0.5, labels
+        sets += images.div_(3**0.5), labels
     test_images, test_labels, images, labels = sets
     return Data("synthetic", images, labels, test_images, test_labels)
 
@@ -238,24 +237,23 @@ class CReLU(nn.Module):
         return torch.cat([x, -x], dim=1).relu()
 
 
-class Network(nn.Sequential):
-    """Images [B, 3, 32, 32] -> logits [B, 10]. With the paper's strides 156,362 parameters. Paper: 7.2."""
+def make_network(parts, strides):
+    """Images [B, 3, 32, 32] -> logits [B, 10]. With the paper's strides 156,554 parameters. Paper: 7.2."""
 
-    def __init__(self, parts, strides):
-        def activated(layer, width):
-            norm = [ChannelNorm(width)] if "layer_norm" in parts else []
-            return [layer, *norm, CReLU() if "crelu" in parts else nn.ReLU()]
+    def activated(layer, width):
+        norm = [ChannelNorm(width)] if "layer_norm" in parts else []
+        return [layer, *norm, CReLU() if "crelu" in parts else nn.ReLU()]
 
-        share = 2 if "crelu" in parts else 1  # CReLU doubles what the layer before it halves
-        layers, n_in = [], 3
-        for width, stride in zip((32, 64, 64), strides, strict=True):
-            layers += activated(nn.Conv2d(n_in, width // share, 3, stride), width // share)
-            n_in = width
-        layers, n_in = [*layers, nn.Flatten()], n_in * side_of(strides) ** 2
-        for width in (512, 128):
-            layers += activated(nn.Linear(n_in, width // share), width // share)
-            n_in = width
-        super().__init__(*layers, nn.Linear(n_in, 10))
+    share = 2 if "crelu" in parts else 1  # CReLU doubles what the layer before it halves
+    layers, n_in = [], 3
+    for width, stride in zip((32, 64, 64), strides, strict=True):
+        layers += activated(nn.Conv2d(n_in, width // share, 3, stride), width // share)
+        n_in = width
+    layers, n_in = [*layers, nn.Flatten()], n_in * side_of(strides) ** 2
+    for width in (512, 128):
+        layers += activated(nn.Linear(n_in, width // share), width // share)
+        n_in = width
+    return nn.Sequential(*layers, nn.Linear(n_in, 10))
 
 
 def side_of(strides, side=32):
@@ -273,14 +271,14 @@ def reset_head(network):
 
 
 # ---- Learning ----
-def train(data, args, task, _, method, optimizer, seed):
+def train(data, args, task, method, optimizer, seed):
     """One run. -> [(update, key, value)], values in 0..1; the last one is final_test_accuracy.
 
     Easy to miss: images, labels and batches come from a stream of their own, so that methods differ by nothing else.
     """
     torch.manual_seed(seed)
     rng, device, parts = torch.Generator().manual_seed(seed), data.images.device, parts_of(method)
-    network = Network(parts, args.strides).to(device)
+    network = make_network(parts, args.strides).to(device)
     optimizer = make_optimizer(network, parts, args, task, optimizer)
     rho = args.sam_rho if "sam" in parts else 0
     order = torch.randperm(len(data.images), generator=rng)[: args.changes * args.chunk_images]
@@ -310,7 +308,9 @@ def situation(order, args, task, change, rng):
     """What is learned from after a change, counted from 0: indices of images, and what each class is called [10]."""
     if task == "input":
         return order[: (change + 1) * args.chunk_images], torch.arange(10)
-    return order, (torch.arange(10) + change) % 10 if args.relabel == "shift" else torch.randperm(10, generator=rng)
+    if args.relabel == "shift":  # Reference code
+        return order, (torch.arange(10) + change) % 10
+    return order, torch.randperm(10, generator=rng)
 
 
 def make_optimizer(network, parts, args, task, name):
@@ -321,9 +321,6 @@ def make_optimizer(network, parts, args, task, name):
     if name == "adam":
         return torch.optim.Adam(network.parameters(), **about)
     return torch.optim.SGD(network.parameters(), momentum=0.9, **about)
-
-
-scripts = suites.load_script("sac_sam_reset")
 
 
 def update(network, optimizer, images, labels, rho):
@@ -362,7 +359,7 @@ def active_units(network, images):
 
 
 # ---- Results ----
-def command_of(args, task, _, method, optimizer, seed):
+def command_of(args, task, method, optimizer, seed):
     """The command of one run alone, with the flags that its numbers depend on."""
     args = dataclasses.replace(args, tasks=(task,), methods=(method,), optimizers=(optimizer,), seeds=(seed,))
     words = ["python", "benchmark/adaptation.py", "--out", "<file>.csv"]
@@ -383,13 +380,14 @@ def about_this_machine(args, device):
 
 
 def finished_runs(path):
-    """The commands of the runs that a CSV holds. One that is not ours ends the program."""
-    if not Path(path).exists():
-        return set()
+    """The commands of the runs that a CSV holds, which is begun where there is none. Another CSV ends the program."""
     try:
-        with open(path, newline="") as file:
+        with open(path, "a+", newline="") as file:
+            if file.tell() == 0:
+                csv.writer(file).writerow(COLUMNS)
+            file.seek(0)
             reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
+            if tuple(reader.fieldnames) != COLUMNS:
                 suites.fail(f"--out {path}: there already, and not a CSV of this program")
             return {row["command"] for row in reader if row["key"] == "final_test_accuracy"}
     except (OSError, ValueError) as error:
@@ -397,12 +395,9 @@ def finished_runs(path):
 
 
 def append(path, rows):
-    """Adds a run's rows, all at once, to a CSV that begins with a line of the columns."""
+    """Adds a run's rows to a CSV, all at once, so that it holds whole runs."""
     with open(path, "a", newline="") as file:
-        writer = csv.writer(file)
-        if file.tell() == 0:
-            writer.writerow(COLUMNS)
-        writer.writerows(rows)
+        csv.writer(file).writerows(rows)
 
 
 def table(results, args):
