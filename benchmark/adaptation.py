@@ -54,6 +54,7 @@ RATES = {
 }
 COLUMNS = ("task", "data", "method", "optimizer", "seed", "update", "key", "value")  # of the CSV
 COLUMNS += ("command", "commit", "packages", "hardware")
+NAMES = {"sgd": "SGD", "adam": "Adam"}
 MEASURES = {
     "final_test_accuracy": "final test accuracy",
     "mean_test_accuracy": "mean over changes",
@@ -406,17 +407,13 @@ def table(results, args):
     for (task, optimizer), runs in results.groupby(["task", "optimizer"], sort=False):
         last = runs.sort_values("update").groupby(["method", "seed", "key"])["value"].last().unstack()
         cells = last.groupby("method").agg(["mean", "std", "count"])
-        lines += ["", f"{title(task, optimizer, runs, args)}", ""]
+        about = f"{runs['data'].iloc[0]} data, {args.scale} scale"
+        lines += ["", f"{task} adaptation, {NAMES[optimizer]}, {about}", ""]
         lines += [f"| method | seeds | {' | '.join(MEASURES.values())} |", "|---" * (2 + len(MEASURES)) + "|"]
         for method, row in cells.sort_values(("final_test_accuracy", "mean"), ascending=False).iterrows():
             values = [f"{row[key, 'mean']:.1%} ± {100 * row[key, 'std']:.1f}" for key in MEASURES]
             lines.append(f"| {method} | {row['final_test_accuracy', 'count']:.0f} | {' | '.join(values)} |")
     return "\n".join(lines).replace(" ± nan", "")
-
-
-def title(task, optimizer, runs, args):
-    names = {"sgd": "SGD", "adam": "Adam"}
-    return f"{task} adaptation, {names[optimizer]}, {runs['data'].iloc[0]} data, {args.scale} scale"
 
 
 def draw(results, args):
@@ -433,17 +430,21 @@ def draw(results, args):
         for method, (line, colour) in looks.items():
             some = runs[(runs["method"] == method) & (runs["key"] == "test_accuracy")]
             seeds = 100 * some.pivot(index="update", columns="seed", values="value")
-            axis.plot(seeds.mean(axis=1), line, color=colour, label=method)
+            axis.plot(seeds.mean(axis=1), line, color=colour, linewidth=2, label=method)
             axis.fill_between(seeds.index, seeds.min(axis=1), seeds.max(axis=1), color=colour, alpha=0.12, linewidth=0)
-        axis.set_title(title(task, optimizer, runs, args), fontsize=10)
+        axis.set_title(f"{task} adaptation, {NAMES[optimizer]}")
         axis.axvspan(args.changes * args.updates, runs["update"].max(), color="0.92", zorder=0)
-        axis.set_xlim(left=0)
+        axis.axhline(10, color="0.5", linestyle=":", linewidth=1, zorder=1)
+        axis.set_xlim(0, runs["update"].max())
+        axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.set_xlabel("updates (gray: nothing changes any more)" if i == len(tasks) - 1 else "")
+        axis.set_xlabel("updates (gray: no more changes; dotted: chance)" if i == len(tasks) - 1 else "")
         axis.set_ylabel("test accuracy in %" if j == 0 else "")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4 * len(optimizers), frameon=False)
+    data, seeds = results["data"].iloc[0], results["seed"].nunique()
+    figure.suptitle(f"{data} data, {args.scale} scale, {seeds} seed{'s' * (seeds > 1)}: mean, least and most")
     figure.savefig(args.plot, dpi=130)
 
 

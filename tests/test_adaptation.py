@@ -267,7 +267,7 @@ def test_without_a_network_the_synthetic_set_is_named(tmp_path, monkeypatch, cap
     assert rest[0].startswith("synthetic data, ") and sum("synthetic data" in line for line in rest) == 3
     assert {row["data"] for row in rows_of(out)} == {"synthetic"}
     assert all(" --data synthetic " in row["command"] for row in rows_of(out))
-    assert (tmp_path / "plot.svg").read_text().count("synthetic data") == 2
+    assert (tmp_path / "plot.svg").read_text().count("synthetic data") == 1
 
 
 # ---- Results ----
