@@ -94,7 +94,7 @@ class Args:
 
 
 def main():
-    args = definite(tyro.cli(Args))
+    args = definite(tyro.cli(Args, description=__doc__))
     finished = finished_runs(args.out)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     data = load_data(args)
