@@ -452,9 +452,9 @@ def test_crelu_of_sac_doubles_the_inputs_of_what_follows(ablation, tmp_path):
 
 @pytest.mark.parametrize("name", ["drq_sam_reset", "sac_sam_reset"])
 def test_l2_is_the_weight_decay_of_adam(name, monkeypatch, tmp_path):
-    """After the first updates; a large one, that it shows."""
+    """After the first update; a large one, that it shows."""
     script, spared = load(name), {"drq_sam_reset": (), "sac_sam_reset": "log_alpha"}[name]
-    steps, adam = 8 + (name == "sac_sam_reset"), torch.optim.Adam
+    steps, adam = 5 + (name == "sac_sam_reset"), torch.optim.Adam
     flags = [*ablations.BASE, *flags_of(name, tmp_path, total_timesteps=steps, eval_every=0, exact_every=0)]
     flags += ["--max-grad-norm", "1e9"] * (name == "drq_sam_reset")
 
@@ -477,8 +477,8 @@ def test_l2_is_the_weight_decay_of_adam(name, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("sam", [False, True])
 def test_swa_evaluates_the_mean_of_the_last_weights(sam, monkeypatch, tmp_path):
-    monkeypatch.setattr(ablations, "SWA_EVERY", 4)
-    monkeypatch.setattr(ablations, "SWA_STEPS", 30)
+    monkeypatch.setattr(ablations, "SWA_EVERY", 2)
+    monkeypatch.setattr(ablations, "SWA_STEPS", 9)
     script = script_of(monkeypatch, "drq_sam_reset")
     update, weights = script.update, []
 
@@ -497,12 +497,11 @@ def test_swa_evaluates_the_mean_of_the_last_weights(sam, monkeypatch, tmp_path):
         before, logits = ablations.weights_of(agent), agent.eval()(obs)
         return before, logits, ablations.weights_of(agent.train())
 
-    run(monkeypatch, "drq_sam_reset", "swa", *flags_of("drq_sam_reset", tmp_path), *["--sam"] * sam)
-    assert len(weights) == 2 * (36 - 8 + 1)
-    chosen = torch.stack(weights[32:57:4])  # weights[n] are those after n of 58 updates
+    run(monkeypatch, "drq_sam_reset", "swa", *flags_of("drq_sam_reset", tmp_path, eval_every=9), *["--sam"] * sam)
+    chosen = torch.stack(weights[6:14:2])  # weights[n] are those after n of 14 updates
     state = torch.load(folder_in(tmp_path) / "checkpoint.pt", weights_only=True)
     for network in ("agent", "target"):
-        assert state[network]["average.count"] == len(chosen) and state[network]["average.passes"] == 58 * (1 + sam)
+        assert state[network]["average.count"] == len(chosen) and state[network]["average.passes"] == 14 * (1 + sam)
         assert torch.allclose(state[network]["average.mean"], chosen.mean(0), atol=1e-6)
     args = tiny_args("drq_sam_reset", tmp_path)
     twin = script.Agent(PlainEnvs(args, "test"), args)
@@ -605,9 +604,14 @@ def test_frozen_says_what_it_lacks(monkeypatch, capsys, tmp_path):
 
 
 # ---- The command line ----
+# Of the scripts with a replay fewer updates, 14 and 13, as their networks are real ones here.
+SHORTER = {"total_timesteps": 18, "learning_starts": 5, "replay_ratio": 1, "exact_every": 9, "eval_every": 18}
+SHORTER = dict.fromkeys(("drq_sam_reset", "sac_sam_reset"), SHORTER)
+
+
 def flags_of(name, runs_dir, **changes):
     """A row of conftest's as flags."""
-    values = ROWS[name]["args"] | {"runs_dir": runs_dir} | changes
+    values = ROWS[name]["args"] | SHORTER.get(name, {}) | {"runs_dir": runs_dir} | changes
     pairs = (["--no-" + key] if value is False else ["--" + key, str(value)] for key, value in values.items())
     return list(itertools.chain(*pairs))
 
@@ -649,9 +653,8 @@ def test_each_one_trains_evaluates_and_resumes_bit_for_bit(name, ablation, monke
     encoder = ["--encoder", encoder_run(monkeypatch, tmp_path)] if ablation == "frozen" else []
     run(monkeypatch, name, ablation, *encoder, *flags_of(name, tmp_path / "whole"), *flags)
     flags = [*flags_of(name, tmp_path / "part"), *flags]
-    args = tiny_args(name, tmp_path)
     with monkeypatch.context() as patch, pytest.raises(InterruptedError):
-        patch.setattr(PlainEnvs, "left", args.total_timesteps // args.num_envs * 3 // 4)
+        patch.setattr(PlainEnvs, "left", 13)  # of 16 or 18 steps
         run(patch, name, ablation, *encoder, *flags)
     whole, part = folder_in(tmp_path / "whole"), folder_in(tmp_path / "part")
     assert f"__{name}_{ablation}__1__" in part.name
