@@ -232,7 +232,10 @@ def l2(script, agent, args, amount=1e-4, spared="bias"):
 
 
 def add_decay(weight, amount, gradient):
-    """Easy to miss: once a minibatch, in the first of its passes, which finds no gradient yet."""
+    """Easy to miss: once a minibatch, in the first of its passes, which finds no gradient yet.
+
+    In the scripts with SAM no pass finds one, so there is nothing that a captured call could miss.
+    """
     return gradient + amount * weight.detach() if weight.grad is None else gradient
 
 
@@ -403,7 +406,10 @@ class Average(nn.Module):
         return self
 
     def see(self, agent, updates):
-        """Before each pass of learning. updates: of the whole run; one that goes on beyond its end begins again."""
+        """Before each pass of learning. updates: of the whole run.
+
+        A run that is made longer by fewer than SWA_STEPS updates keeps what it has averaged, else it begins again.
+        """
         done, within = divmod(self.passes.item(), self.passes_an_update)
         self.passes += 1
         if within or done % SWA_EVERY:
