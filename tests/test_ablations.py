@@ -1,18 +1,21 @@
 """The ablations change what they say, nothing else, and train, resume and evaluate as the scripts do."""
 
+import copy
 import importlib.util
 import itertools
 import json
+import math
 import subprocess
 import sys
-import time
 from colorsys import hsv_to_rgb, rgb_to_hsv
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from conftest import ROOT, ScriptedEnvs, folder_in, load, tiny_args
+import tyro
+from conftest import ROOT, ROWS, ScriptedEnvs, agents_of, folder_in, load, obs_shape_of, tiny_args
 
 spec = importlib.util.spec_from_file_location("ablations", ROOT / "benchmark" / "ablations.py")
 ablations = importlib.util.module_from_spec(spec)
@@ -20,22 +23,27 @@ spec.loader.exec_module(ablations)
 
 EVERY = [(name, ablation) for name, rows in ablations.ABLATIONS.items() for ablation in rows]
 BOX = (slice(None), slice(None), slice(13), slice(26))
-TINY = (
-    "--total-timesteps 32 --num-envs 2 --num-steps 8 --num-minibatches 2 --update-epochs 2 --exact-every 16"
-    " --eval-every 16 --eval-episodes 2 --final-eval-episodes 2 --mc-samples 2 --no-cuda"
-)
+NETWORKS = [(name, ablation) for name, ablation in EVERY if ablations.ABLATIONS[name][ablation][0] == "make_agent"]
 
 
 class PlainEnvs(ScriptedEnvs):
-    """Scripted environments that keep what they showed."""
+    """Scripted environments that keep what they showed, and end training after `left` steps."""
+
+    left = math.inf
 
     def __init__(self, args, split, restart=0):
         super().__init__(args, split, restart)
-        self.shown = []
+        self.shown, self.training = [], args.seed != args.eval_seed
 
     def observe(self):
         self.shown.append(super().observe())
         return self.shown[-1].copy()
+
+    def step(self, actions):
+        PlainEnvs.left -= self.training
+        if PlainEnvs.left < 0:
+            raise InterruptedError
+        return super().step(actions)
 
 
 def script_of(monkeypatch, name):
@@ -181,15 +189,29 @@ def test_jitter_is_drawn_once_an_iteration_for_all_environments(monkeypatch, tmp
 
 
 # ---- Networks ----
-def agent_of(name, tmp_path, **changes):
-    script, args = load("ppo_netrand"), tiny_args("ppo_netrand", tmp_path, **changes)
-    envs = ScriptedEnvs(args, "train")
+def agent_of(ablation, tmp_path, name="ppo_netrand", **changes):
+    """-> script, arguments, the ablation's agent; the plain one if there is none."""
+    script, args = load(name), tiny_args(name, tmp_path, **changes)
+    make_agent = ablations.ABLATIONS[name][ablation][1](script) if ablation else script.Agent
     torch.manual_seed(0)
-    return script, args, getattr(ablations, name)(script)(envs, args)
+    return script, args, make_agent(ScriptedEnvs(args, "train", num_actions=6), args)
 
 
-def images(seed, n=4):
-    return torch.randint(0, 256, (n, 3, 64, 64), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+def images(seed, n=4, name="ppo_netrand"):
+    shape, rng = (n, *obs_shape_of(name)), torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, shape, generator=rng, dtype=torch.uint8)
+
+
+def outputs_of(name, agent, obs):
+    """What an agent says of some observations, a tuple."""
+    if name == "sac_sam_reset":
+        hidden = agent.encoder(load(name).to_pixels(obs))
+        return *agent.actor(hidden), agent.critic(hidden, torch.ones(len(obs), 2))
+    return (agent(load(name).to_pixels(obs)),) if name == "drq_sam_reset" else agent(obs)
+
+
+def size_of(module):
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def masks_of(agent):
@@ -234,7 +256,7 @@ def watched(agent, kind):
 
 @torch.no_grad()
 def test_dropout_drops_a_tenth_of_each_convolution_and_scales_the_rest(tmp_path):
-    script, args, agent = agent_of("dropout", tmp_path)
+    _, _, agent = agent_of("dropout", tmp_path)
     seen = watched(agent, ablations.Mask)
     agent(images(0))
     convolutions = [module for module in agent.modules() if isinstance(module, nn.Conv2d)]
@@ -246,8 +268,7 @@ def test_dropout_drops_a_tenth_of_each_convolution_and_scales_the_rest(tmp_path)
         zeros += dropped.sum().item()
     assert abs(zeros / sum(x[0].numel() for x, _ in seen) - 0.1) < 0.005
 
-    torch.manual_seed(0)
-    bare = script.Agent(ScriptedEnvs(args, "train"), args)
+    _, _, bare = agent_of(None, tmp_path)
     state = torch.get_rng_state()
     masks = masks_of(agent.eval())
     assert equal(agent(images(0)), bare(images(0)))  # off in evaluation, on the network that it would have been
@@ -273,8 +294,7 @@ def test_batch_norm_normalises_by_the_batch_in_training_and_evaluation(tmp_path)
 @pytest.mark.parametrize("netrand", [False, True])
 def test_l2_adds_the_weights_once_a_minibatch_and_spares_the_biases(netrand, monkeypatch, tmp_path):
     script, args, agent = agent_of("l2", tmp_path, netrand=netrand, max_grad_norm=1e9)
-    torch.manual_seed(0)
-    bare = script.Agent(ScriptedEnvs(args, "train"), args)
+    _, _, bare = agent_of(None, tmp_path)
     monkeypatch.setattr(script, "CPU_BATCH", 3)
     rng = torch.Generator().manual_seed(0)
     batch = {key: torch.rand(8, generator=rng) for key in ("log_probs", "values", "advantages", "returns")}
@@ -291,10 +311,314 @@ def test_l2_adds_the_weights_once_a_minibatch_and_spares_the_biases(netrand, mon
     assert all(change.norm() > 1e-6 for change in changed)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("name", "ablation"), NETWORKS)
+def test_a_network_is_copied_saved_and_read_again(name, ablation, precision, tmp_path):
+    _, _, agent = agent_of(ablation, tmp_path, name, precision=precision)
+    obs, expected = images(0, name=name), None
+    for network in (agent, copy.deepcopy(agent), agent_of(ablation, tmp_path, name, precision=precision)[2]):
+        network.load_state_dict(agent.state_dict())
+        outputs = outputs_of(name, network.eval(), obs)
+        expected = expected or outputs
+        assert equal(expected, outputs) and all(x.dtype == torch.float32 and x.isfinite().all() for x in outputs)
+    plain = outputs_of(name, agent_of(None, tmp_path, name)[2], obs)
+    assert [x.shape for x in plain] == [x.shape for x in outputs]
+    kernels = [parameter for parameter in agent.parameters() if parameter.dim() == 4]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+
+
+# ---- Networks of the plasticity paper ----
+def scatter(agent, kinds):
+    """Gives the norms of an agent scales and shifts that show."""
+    norms = [module for module in agent.modules() if isinstance(module, kinds)]
+    for parameter in itertools.chain(*(norm.parameters() for norm in norms)):
+        nn.init.uniform_(parameter, 0.5, 2)
+    return norms
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("ablation", "name", "convolutions", "hidden"),
+    [
+        ("layer_norm", "drq_sam_reset", 3, 2),
+        ("plastic", "drq_sam_reset", 3, 0),
+        ("layer_norm", "sac_sam_reset", 4, 6),
+        ("plastic", "sac_sam_reset", 4, 0),
+    ],
+)
+def test_layer_norm_is_over_channels_and_hidden_units(ablation, name, convolutions, hidden, tmp_path):
+    script, _, agent = agent_of(ablation, tmp_path, name)
+    scatter(agent, nn.LayerNorm)
+    kinds = (nn.Conv2d, nn.Linear, getattr(script, "NoisyLinear", nn.Linear))
+    seen, before, after = watched(agent, nn.LayerNorm), watched(agent, kinds), watched(agent, nn.ReLU)
+    outputs_of(name, agent, images(0, name=name))
+    seen = [(x.clone(), y) for x, y in seen if x.shape[1] != 50]  # without sac_sam_reset.py's own
+    norms = [module for module in agent.modules() if isinstance(module, ablations.ChannelNorm)]
+    assert len(norms) == convolutions and sum(x.dim() == 2 for x, _ in seen) == hidden
+    assert all(norm.eps == 1e-6 for norm in agent.modules() if isinstance(norm, nn.LayerNorm))
+    for x, _ in seen:  # of a layer directly, and in front of a ReLU
+        assert any(x.shape == y.shape and torch.equal(x, y) for *_, y in before)
+    assert sum(any(y.shape == x.shape and torch.equal(y.relu(), z) for x, z in after) for _, y in seen) == len(seen)
+    for norm in norms:
+        x = 1e-3 * torch.randn(2, len(norm.weight), 3, 4)  # small enough for epsilon to show
+        expected = torch.zeros_like(x)
+        for n, row, column in itertools.product(range(2), range(3), range(4)):
+            pixel = x[n, :, row, column]
+            spread = (pixel - pixel.mean()) / (pixel.var(unbiased=False) + 1e-6).sqrt()
+            expected[n, :, row, column] = spread * norm.weight + norm.bias
+        assert torch.allclose(norm(x), expected, atol=1e-5)
+        turned = nn.functional.layer_norm(x.movedim(1, -1), norm.normalized_shape, norm.weight, norm.bias, 1e-6)
+        assert torch.equal(norm(x), turned.movedim(-1, 1))
+
+
+@torch.no_grad()
+def test_a_reset_leaves_the_norms_of_rainbow_and_each_network_has_its_own(tmp_path):
+    script, _, agent = agent_of("layer_norm", tmp_path, "drq_sam_reset")
+    norms = scatter(agent, nn.LayerNorm)
+    target, before = copy.deepcopy(agent), [parameter.clone() for norm in norms for parameter in norm.parameters()]
+    _, _, fresh = agent_of("layer_norm", tmp_path, "drq_sam_reset")
+    nn.init.uniform_(fresh.head.value[0].weight)
+    script.reset_head(agent, target, fresh)
+    script.shrink_and_perturb(agent.backbone, fresh.backbone, 1.0)
+    for network in (agent, target):
+        assert torch.equal(network.head.value[0].weight, fresh.head.value[0].weight)
+        kept = [norm for norm in network.modules() if isinstance(norm, nn.LayerNorm)]
+        assert len(kept) == 5 and equal(before, [parameter for norm in kept for parameter in norm.parameters()])
+    obs = images(0, name="drq_sam_reset")
+    expected = outputs_of("drq_sam_reset", target, obs)
+    for norm in agent.norms:
+        norm.weight.zero_()
+    assert equal(expected, outputs_of("drq_sam_reset", target, obs))
+    assert not equal(expected, outputs_of("drq_sam_reset", agent, obs))
+
+
+def test_crelu_is_both_parts():
+    x = torch.tensor([[1.0, -2.0], [0.0, 3.0]])
+    assert torch.equal(ablations.CReLU()(x), torch.tensor([[1.0, 0, 0, 2], [0, 3, 0, 0]]))
+    x = torch.randn(2, 3, 4, 5)
+    assert torch.equal(ablations.CReLU()(x), torch.cat([x.relu(), (-x).relu()], 1))
+
+
+def noisy_size(n_in, n_out):
+    return 2 * (n_in * n_out + n_out)
+
+
+@torch.no_grad()
+def test_crelu_of_rainbow_keeps_the_widths(tmp_path):
+    _, _, plain = agent_of(None, tmp_path, "drq_sam_reset", n_atoms=51)
+    script, args, agent = agent_of("crelu", tmp_path, "drq_sam_reset", n_atoms=51)
+    convolutions = (4 * 64 + 1) * 16 + (32 * 16 + 1) * 32 + (64 * 9 + 1) * 32
+    head = 2 * noisy_size(3136, 256) + noisy_size(512, 51) + noisy_size(512, 6 * 51)
+    assert size_of(agent.backbone) == convolutions and size_of(agent.head) == head
+    before, after = watched(plain, nn.ReLU), watched(agent, ablations.CReLU)
+    for network in (plain, agent):
+        outputs_of("drq_sam_reset", network, images(0, name="drq_sam_reset"))
+    assert len(after) == 5 and [y.shape for _, y in before] == [y.shape for _, y in after]
+    assert torch.allclose(agent.head.value[0].bias_sigma, torch.tensor(args.noisy_std * 256**-0.5))
+    _, _, agent = agent_of("plastic", tmp_path, "drq_sam_reset", n_atoms=51)
+    assert size_of(agent.head) == head and size_of(agent.backbone) == size_of(plain.backbone) + 2 * (32 + 64 + 64)
+    active = script.active_units(agent, filled_replay(script, args), args)  # of the norms' ReLUs, and of CReLUs
+    assert active["charts/active_head"] == 0.5 and 0 < active["charts/active_backbone"] < 1
+
+
+def filled_replay(script, args):
+    replay = script.Replay(30, (4, 84, 84), args, torch.device("cpu"))
+    rng = np.random.default_rng(0)
+    replay.begin(rng.integers(0, 256, (84, 84), dtype=np.uint8))
+    for step in range(20):
+        replay.add(step % 6, 1.0, False, rng.integers(0, 256, (84, 84), dtype=np.uint8))
+    return replay
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ablation", ["crelu", "plastic"])
+def test_crelu_of_sac_doubles_the_inputs_of_what_follows(ablation, tmp_path):
+    _, _, plain = agent_of(None, tmp_path, "sac_sam_reset")
+    _, _, agent = agent_of(ablation, tmp_path, "sac_sam_reset")
+    norms = 2 * (32 + 64 + 128 + 256) * (ablation == "plastic")
+    assert size_of(agent.encoder) == size_of(plain.encoder) + norms
+    for head, wide, n_out in ((plain.critic.q1, agent.critic.q1, 1), (plain.actor.head, agent.actor.head, 4)):
+        assert size_of(wide) == size_of(head) + 256 * (256 + n_out)
+        assert [type(layer) for layer in wide] == [nn.Linear, ablations.CReLU] * 2 + [nn.Linear]
+        assert torch.equal(wide[0].weight @ wide[0].weight.T, head[0].weight @ head[0].weight.T)
+        assert torch.allclose(wide[2].weight @ wide[2].weight.T, 2 * torch.eye(256), atol=1e-5)
+        assert not wide[2].bias.any() and not wide[4].bias.any()
+    assert torch.allclose(agent.critic.q2[4].weight.square().sum(), torch.tensor(2.0))
+    mean, log_std = agent.actor.head[4].weight.chunk(2)
+    assert torch.allclose(mean @ mean.T, 2 * torch.eye(2), atol=1e-5)
+    assert torch.allclose(log_std @ log_std.T, torch.eye(2), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["drq_sam_reset", "sac_sam_reset"])
+def test_l2_is_the_weight_decay_of_adam(name, monkeypatch, tmp_path):
+    """After the first update; a large one, that it shows."""
+    script, spared = load(name), {"drq_sam_reset": (), "sac_sam_reset": "log_alpha"}[name]
+    steps, adam = 5 + (name == "sac_sam_reset"), torch.optim.Adam
+    flags = [*ablations.BASE, *flags_of(name, tmp_path, total_timesteps=steps, eval_every=0, exact_every=0)]
+    flags += ["--max-grad-norm", "1e9"] * (name == "drq_sam_reset")
+
+    def trained(make_agent, weight_decay=0.0):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.optim, "Adam", partial(adam, weight_decay=weight_decay))
+            agent = script.main(flags, PlainEnvs, lambda *args: made.append(make_agent(*args)) or made[-1])
+        return dict((made[0] if name == "drq_sam_reset" else agent).named_parameters())
+
+    results = []
+    for change in ((ablations.l2(script, amount=0.5, spared=spared),), (script.Agent, 0.5), (script.Agent,)):
+        made = []
+        results.append(trained(*change))
+    mine, decayed, plain = results
+    for key in mine:
+        expected = plain[key] if key == "log_alpha" else decayed[key]
+        assert torch.allclose(mine[key], expected, rtol=0, atol=2e-6), key
+        assert mine[key].dim() < 2 or not torch.allclose(mine[key], plain[key], rtol=0, atol=2e-6), key
+
+
+@pytest.mark.parametrize("sam", [False, True])
+def test_swa_evaluates_the_mean_of_the_last_weights(sam, monkeypatch, tmp_path):
+    monkeypatch.setattr(ablations, "SWA_EVERY", 2)
+    monkeypatch.setattr(ablations, "SWA_STEPS", 9)
+    script = script_of(monkeypatch, "drq_sam_reset")
+    update, weights = script.update, []
+
+    def seen_update(agent, *rest):
+        weights.append(ablations.weights_of(agent))
+        return update(agent, *rest)
+
+    monkeypatch.setattr(script, "update", seen_update)
+    evaluated, compare = [], script.compare
+    monkeypatch.setattr(script, "compare", lambda agent, *rest: evaluated.append(seen(agent)) or compare(agent, *rest))
+    obs = script.to_pixels(images(0, name="drq_sam_reset"))
+
+    @torch.no_grad()
+    def seen(agent):
+        """The agent's parameters, what it says in evaluation, and its parameters behind that."""
+        before, logits = ablations.weights_of(agent), agent.eval()(obs)
+        return before, logits, ablations.weights_of(agent.train())
+
+    run(monkeypatch, "drq_sam_reset", "swa", *flags_of("drq_sam_reset", tmp_path, eval_every=9), *["--sam"] * sam)
+    chosen = torch.stack(weights[6:14:2])  # weights[n] are those after n of 14 updates
+    state = torch.load(folder_in(tmp_path) / "checkpoint.pt", weights_only=True)
+    for network in ("agent", "target"):
+        assert state[network]["average.count"] == len(chosen) and state[network]["average.passes"] == 14 * (1 + sam)
+        assert torch.allclose(state[network]["average.mean"], chosen.mean(0), atol=1e-6)
+    args = tiny_args("drq_sam_reset", tmp_path)
+    twin = script.Agent(PlainEnvs(args, "test"), args)
+    assert len(evaluated) == 2
+    for (before, logits, after), mean in zip(evaluated, (None, state["target"]["average.mean"]), strict=True):
+        nn.utils.vector_to_parameters(before if mean is None else mean, twin.parameters())
+        assert torch.equal(logits, twin.eval()(obs)) and torch.equal(before, after)
+    assert not torch.allclose(evaluated[-1][0], mean)
+    agent = agents_of(script, state, ablations.swa(script))[0]
+    assert torch.equal(agent.eval()(obs), logits)
+
+
+# ---- Networks of the mutual distillation paper ----
+def impala_size(depths, hidden, num_actions):
+    size, n_in = 0, 3
+    for n_out in depths:
+        size += (9 * n_in + 1) * n_out + 4 * (9 * n_out + 1) * n_out
+        n_in = n_out
+    return size + (64 * n_in + 1) * hidden + (hidden + 1) * (num_actions + 1)
+
+
+@torch.no_grad()
+def test_doubled_is_twice_as_wide_and_the_other_has_the_weights_of_two(tmp_path):
+    script, args, plain = agent_of(None, tmp_path, "mdpo")
+    assert size_of(plain) == impala_size((16, 32, 32), 256, 6)
+    _, _, wide = agent_of("doubled", tmp_path, "mdpo")
+    _, _, equal_size = agent_of("doubled_equal", tmp_path, "mdpo")
+    assert size_of(wide) == impala_size((32, 64, 64), 512, 6)
+    assert abs(size_of(equal_size) / (2 * size_of(plain)) - 1) < 0.01
+    for agent, width in ((wide, 512), (equal_size, 362)):
+        hidden = agent.encoder(torch.rand(2, 3, 64, 64))
+        assert hidden.shape == (2, width) and (hidden >= 0).all()
+        gram = agent.actor.weight @ agent.actor.weight.T
+        assert torch.allclose(gram, 1e-4 * torch.eye(6), atol=1e-7) and not agent.actor.bias.any()
+        assert torch.allclose(agent.critic.weight.norm(), torch.tensor(1.0))
+    args = tyro.cli(script.Args, args=ablations.DOUBLED)
+    assert (args.num_agents, args.total_timesteps) == (1, 100_000_000)
+    assert args.num_envs * args.num_steps == 32768 and args.num_envs * args.num_steps // args.num_minibatches == 4096
+
+
+def encoder_run(monkeypatch, tmp_path, *flags):
+    """The folder of a short run of two agents."""
+    script = script_of(monkeypatch, "mdpo")
+    script.main([*flags_of("mdpo", tmp_path / "source", eval_every=0), "--env-id", "maze", *flags])
+    return folder_in(tmp_path / "source")
+
+
+def player_of(folder, number=1):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)[f"player{number}"]["agent"]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_frozen_trains_new_heads_on_the_encoder_of_a_run(number, monkeypatch, tmp_path):
+    source = encoder_run(monkeypatch, tmp_path, "--num-levels", "7")
+    flags = ["--encoder-agent", "2"] * (number == 2)
+    run(monkeypatch, "mdpo", "frozen", "--encoder", source, *flags, *flags_of("mdpo", tmp_path / "new", eval_every=0))
+    folder = folder_in(tmp_path / "new")
+    before, after = player_of(source, number), player_of(folder)
+    args = json.loads((folder / "args.json").read_text())["args"]
+    assert (args["env_id"], args["num_levels"], args["num_agents"]) == ("maze", 7, 1)
+    assert before.keys() == after.keys()
+    for name in before:
+        assert torch.equal(before[name], after[name]) == name.startswith("encoder."), name
+
+
+def test_frozen_begins_with_heads_of_its_own(tmp_path):
+    script, args, source = agent_of(None, tmp_path, "mdpo")
+    plain = copy.deepcopy(source)
+    nn.init.uniform_(source.encoder[0].conv.weight)
+    nn.init.uniform_(source.actor.weight)
+    torch.manual_seed(0)
+    make_agent = ablations.frozen(script, encoder=source.encoder.state_dict())
+    agent = make_agent(ScriptedEnvs(args, "train", num_actions=6), args)
+    assert equal(agent.encoder.parameters(), source.encoder.parameters())
+    assert equal(agent.actor.parameters(), plain.actor.parameters())
+    assert [name for name, weight in agent.named_parameters() if weight.requires_grad] == [
+        "actor.weight",
+        "actor.bias",
+        "critic.weight",
+        "critic.bias",
+    ]
+
+
+def test_frozen_says_what_it_lacks(monkeypatch, capsys, tmp_path):
+    source = encoder_run(monkeypatch, tmp_path, "--num-agents", "1")
+    run(monkeypatch, "mdpo", "doubled", *flags_of("mdpo", tmp_path / "wide", eval_every=0))
+    capsys.readouterr()
+    tiny = flags_of("mdpo", tmp_path / "new")
+    for flags, expected in (
+        ([], "--encoder"),
+        (["--encoder", source, "--encoder-agent", "2"], "no such agent"),
+        (["--encoder", tmp_path], "cannot be read"),
+        (["--encoder", folder_in(tmp_path / "wide")], "another shape"),
+    ):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            run(monkeypatch, "mdpo", "frozen", *flags, *tiny)
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and expected in error
+    assert not (tmp_path / "new").exists()
+
+
 # ---- The command line ----
+# Of the scripts with a replay fewer updates, 14 and 13, as their networks are real ones here.
+SHORTER = {"total_timesteps": 18, "learning_starts": 5, "replay_ratio": 1, "exact_every": 9, "eval_every": 18}
+SHORTER = dict.fromkeys(("drq_sam_reset", "sac_sam_reset"), SHORTER)
+
+
+def flags_of(name, runs_dir, **changes):
+    """A row of conftest's as flags."""
+    values = ROWS[name]["args"] | SHORTER.get(name, {}) | {"runs_dir": runs_dir} | changes
+    pairs = (["--no-" + key] if value is False else ["--" + key, str(value)] for key, value in values.items())
+    return list(itertools.chain(*pairs))
+
+
 def run(monkeypatch, name, ablation, *flags):
     script_of(monkeypatch, name)
-    ablations.main([name, ablation, *TINY.split(), *map(str, flags)])
+    ablations.main([name, ablation, *map(str, flags)])
 
 
 def same(a, b):
@@ -316,24 +640,34 @@ def evaluations(folder):
     return [line for line in (folder / "metrics.csv").read_text().splitlines() if ",eval/" in line]
 
 
-@pytest.mark.parametrize(("name", "ablation"), EVERY)
+# What is said besides, what goes without captured calls, and what resumes as another one of the list does.
+BRANCHING = {("ppo_netrand", "dropout"), ("ppo_netrand", "l2"), ("drq_sam_reset", "swa")}
+MORE = {("ppo_netrand", "dropout"): ["--netrand"], ("drq_sam_reset", "swa"): ["--sam"]}
+LIKE = {(name, f"l2_{amount}") for name in ("drq_sam_reset", "sac_sam_reset") for amount in ("1e-3", "1e-5")}
+
+
+@pytest.mark.parametrize(("name", "ablation"), [pair for pair in EVERY if pair not in LIKE])
 def test_each_one_trains_evaluates_and_resumes_bit_for_bit(name, ablation, monkeypatch, tmp_path):
-    flags = ["--plain-look"] + (["--netrand"] if ablation == "dropout" else [])
-    run(monkeypatch, name, ablation, *flags, "--runs-dir", tmp_path / "whole", "--exact-every", "16")
-    run(monkeypatch, name, ablation, *flags, "--runs-dir", tmp_path / "part", "--total-timesteps", "16")
+    monkeypatch.setattr(ablations, "SWA_EVERY", 4)
+    flags = ["--plain-look"] * (name == "ppo_netrand") + MORE.get((name, ablation), [])
+    encoder = ["--encoder", encoder_run(monkeypatch, tmp_path)] if ablation == "frozen" else []
+    run(monkeypatch, name, ablation, *encoder, *flags_of(name, tmp_path / "whole"), *flags)
+    flags = [*flags_of(name, tmp_path / "part"), *flags]
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(PlainEnvs, "left", 13)  # of 16 or 18 steps
+        run(patch, name, ablation, *encoder, *flags)
     whole, part = folder_in(tmp_path / "whole"), folder_in(tmp_path / "part")
     assert f"__{name}_{ablation}__1__" in part.name
-    args = json.loads((part / "args.json").read_text())["args"]
-    assert args["netrand"] == ("--netrand" in flags) and args["cuda_graphs"] == (ablation not in ("dropout", "l2"))
-    time.sleep(1)  # event files are put in order by the second
-    flags += ["--runs-dir", tmp_path / "part"]
+    known = json.loads((part / "args.json").read_text())["args"]
+    assert known["cuda_graphs"] == ((name, ablation) not in BRANCHING)
+    assert known.get("netrand", False) == ("--netrand" in flags)
     run(monkeypatch, name, ablation, *flags, "--resume", part / "exact.pt")
     assert same(state_of(whole / "checkpoint.pt"), state_of(part / "checkpoint.pt"))
-    assert evaluations(whole)[-6:] == evaluations(part)[-6:]
+    assert evaluations(whole) == evaluations(part) and evaluations(whole)
     trained = (part / "evaluation.csv").read_text()
     run(monkeypatch, name, ablation, *flags, "--evaluate", part)
     assert (part / "evaluation.csv").read_text() == trained
-    other = "gray" if ablation != "gray" else "cutout"
+    other = next(key for key in ablations.ABLATIONS[name] if key not in (ablation, "frozen"))
     with pytest.raises(SystemExit, match=r"^2$"):
         run(monkeypatch, name, other, *flags, "--resume", part, "--total-timesteps", "48")
 
@@ -350,7 +684,7 @@ def test_the_environments_are_wrapped_where_the_script_trains(ablation, monkeypa
 
     monkeypatch.setattr(script, "update", seen_update)
     flags = "--num-envs 8 --num-steps 2 --num-minibatches 1 --eval-every 0 --total-timesteps 16 --update-epochs 1"
-    run(monkeypatch, "ppo_netrand", ablation, *flags.split(), "--runs-dir", tmp_path)
+    run(monkeypatch, "ppo_netrand", ablation, *flags_of("ppo_netrand", tmp_path), *flags.split())
     args = tiny_args("ppo_netrand", tmp_path, num_envs=8)
     envs = PlainEnvs(args, "train")
     envs.reset(), envs.step(np.zeros(8))
@@ -364,10 +698,28 @@ def test_dropout_gives_ratios_of_one_at_first(monkeypatch, tmp_path):
     script, first = script_of(monkeypatch, "ppo_netrand"), []
     update = script.update
     monkeypatch.setattr(script, "update", lambda *args: first.append(update(*args)) or first[-1])
-    flags = ["--runs-dir", tmp_path, "--netrand", "--clean-prob", "0.5", "--total-timesteps", "96"]
+    flags = [*flags_of("ppo_netrand", tmp_path, total_timesteps=96), "--netrand", "--clean-prob", "0.5"]
     run(monkeypatch, "ppo_netrand", "dropout", *flags)
     assert len(first) == 24 and all(parts["approx_kl"].abs() < 1e-6 for parts in first[::4])
     assert all(parts["approx_kl"].abs() > 1e-6 for parts in first[3::4])
+
+
+@pytest.mark.parametrize("argv", [["layer_norm", "drq_sam_reset"], ["drq-sam-reset", "layer-norm"]])
+def test_either_order_and_either_dash(argv, monkeypatch):
+    seen = []
+    monkeypatch.setattr(script_of(monkeypatch, "drq_sam_reset"), "main", lambda flags, **seams: seen.append(flags))
+    ablations.main([*argv, "--env-id", "pong"])
+    ablations.main(["drq_sam_reset", "l2-1e-3"])
+    flags, (_, other, *_) = seen
+    assert flags == ["--exp-name", "drq_sam_reset_layer_norm", *ablations.BASE, "--env-id", "pong"]
+    assert other == "drq_sam_reset_l2_1e-3"
+
+
+def test_plastic_is_the_method_on_its_networks():
+    for name, scope in (("drq_sam_reset", ("sam_scope", "backbone")), ("sac_sam_reset", ("sam_on", "critic"))):
+        args = tyro.cli(load(name).Args, args=ablations.ABLATIONS[name]["plastic"][2])
+        assert args.sam and args.reset_every and getattr(args, scope[0]) == scope[1]
+        assert args.learning_rate == {"drq_sam_reset": 1.414e-4, "sac_sam_reset": 1e-4}[name]
 
 
 def test_what_is_not_there_is_one_line_and_code_2(capsys):
@@ -382,7 +734,7 @@ def test_all_are_listed_and_the_program_starts():
     command = [sys.executable, str(ROOT / "benchmark" / "ablations.py")]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert all(f"{name} {ablation} " in output for name, ablation in EVERY)
-    assert len(output.splitlines()) == 1 + len(EVERY)
+    assert len(output.splitlines()) == 2 + len(EVERY) and "drqv2_pieg.py --encoder drqv2" in output
     helped = subprocess.run([*command, "ppo_netrand", "--help"], capture_output=True, text=True, check=True).stdout
     assert helped == output
     failed = subprocess.run([*command, "ppo_netrand", "l2", "--num-envs", "0"], capture_output=True, text=True)
