@@ -36,7 +36,7 @@ def run_python(path, argv, monkeypatch):
     monkeypatch.setitem(sys.modules, path.stem, module)
     monkeypatch.setattr(sys, "argv", [str(path), *argv])
     spec.loader.exec_module(module)
-    if hasattr(module, "suites"):
+    if f"benchmark/{path.name}" in SUITES:
         return module.suites.main(module, argv)
     module.main(*[argv] * (path.stem == "ablations"))
 
@@ -49,6 +49,9 @@ def short_form(path, argv):
         return [f"--flags={ROWS[Path(argv[0]).stem]['flags']}", "--iterations", "1"]
     if path.startswith("benchmark/looks.py"):
         return ["--episodes", "2", "--steps", "8"]
+    if path.startswith("benchmark/adaptation.py"):
+        tiny = "--changes 2 --updates 4 --final-updates 6 --chunk-images 20 --test-images 30 --methods base"
+        return [*tiny.split(), *"--scale short --data synthetic --optimizers sgd --seeds 1 --no-cuda".split()]
     if path in SUITES and argv[0] in SCRIPTS:
         flags = shlex.split(ROWS[argv[0]]["flags"])[2:]  # without the task
         return [*flags, "--action-repeat", "10", "--total-timesteps", "30", "--eval-every", "0"]
