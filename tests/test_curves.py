@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
+sys.path.insert(0, str(ROOT / "benchmark"))  # where they find each other
+
 
 def load(name):
     spec = importlib.util.spec_from_file_location(name, ROOT / "benchmark" / f"{name}.py")
@@ -124,3 +126,85 @@ def test_only_what_was_logged_has_a_panel(folders, monkeypatch):
     texts = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
     assert texts == ["A, color_easy (1 seed)", "A, video_hard (1 seed)"]
     plt.close(figure)
+
+
+def test_collect_takes_all_runs_of_a_folder(folders, monkeypatch, capsys):
+    """Each called by its --exp-name, of the suite of its script; a run that has logged nothing yet is left out."""
+    for n, (program, name) in enumerate(
+        (
+            (["algos/drq_sam_reset.py"], "drq"),
+            (["x/benchmark/ablations.py", "sac_sam_reset", "l2"], "l2"),
+            (["mdpo.py"], "new"),
+        )
+    ):
+        folder = folders / f"run{n}"
+        about = json.loads((folder / "args.json").read_text())
+        about["command"], about["args"]["exp_name"] = [*program, "--seed", str(n)], name
+        (folder / "args.json").write_text(json.dumps(about))
+    (folders / "run2" / "metrics.csv").write_text("step,key,value\n")
+    (folders / "no_run").mkdir()
+    run(collect, monkeypatch, folders, "--out", folders / "out.csv")
+    rows = pd.read_csv(folders / "out.csv").groupby(["method", "suite", "command"]).size()
+    assert dict(rows) == {
+        ("drq", "atari-100k", "python algos/drq_sam_reset.py --seed 0"): 3,
+        ("l2", "dmc", "python benchmark/ablations.py sac_sam_reset l2 --seed 1"): 2,
+    }
+    assert "1 runs left out" in capsys.readouterr().err
+    run(collect, monkeypatch, f"A={folders}", "--out", folders / "out.csv", "--suite", "mine")
+    assert {*pd.read_csv(folders / "out.csv")[["method", "suite"]].to_numpy().ravel()} == {"A", "mine"}
+
+
+@pytest.mark.parametrize(
+    ("program", "args", "suite"),
+    [
+        ("drqv2_pieg.py", {"eval_modes": []}, "dmc"),
+        ("drqv2_pieg.py", {"eval_modes": ["video_hard"]}, "dmc-gb"),
+        ("ppo_netrand.py", {}, "procgen"),
+        ("benchmark/drawerworld.py", {}, "drawerworld"),
+    ],
+)
+def test_suite_of_a_run(program, args, suite):
+    assert collect.suite_of(program, ["drqv2_pieg"], args) == suite
+
+
+def test_published_levels_are_drawn_where_they_fit_and_named_where_not():
+    """SPR's 3681.61 on Krull and rliable's DER below it; a line twice as high would flatten the curves."""
+    about = {"method": "A", "suite": "atari-100k", "task": "krull", "key": "eval/test_return", "seed": 1}
+    data = pd.DataFrame([about | {"step": step, "value": value} for step, value in ((0, 0.0), (10, 2600.0))])
+    lines = plot_curves.COLUMNS["evaluations"]
+    levels = plot_curves.levels_of(data, lines, plot_curves.printed(("atari100k_other_baselines",)))
+    assert levels["SPR, test, 100,000 agent steps"] == 3681.61 and len(levels) == 4
+    assert plot_curves.levels_of(data, lines, plot_curves.printed(("none",))) == {}
+    figure, axis = plt.subplots()
+    plot_curves.draw(axis, data, lines, {"A": "red"}, None, levels)
+    texts = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert "published SPR, test, 100,000 agent steps: 3682" in texts
+    assert "above, published DrQ(eps), test, 100,000 agent steps: 4402" in texts
+    assert axis.get_ylim()[1] < 4402
+    plt.close(figure)
+
+
+def test_seeds_stand_in_a_band_of_their_deviation():
+    about = {"method": "A", "key": "eval/test_return"}
+    data = pd.DataFrame(
+        [about | {"seed": seed, "step": step, "value": 10.0 * seed} for seed in (1, 3) for step in (0, 1)]
+    )
+    figure, axis = plt.subplots()
+    plot_curves.draw(axis, data, {"eval/test_return": ("o-", "test")}, {"A": "red"}, None)
+    (band,) = axis.collections
+    ends = band.get_paths()[0].get_extents()
+    assert (ends.y0, ends.y1) == pytest.approx((20 - 200**0.5, 20 + 200**0.5))
+    plt.close(figure)
+
+
+def test_pictures_are_the_same_bytes_each_time(folders, monkeypatch, capsys):
+    run(collect, monkeypatch, f"A={folders}/run0", "--out", folders / "a.csv")
+    pictures = []
+    for name in ("a.svg", "b.svg"):
+        run(plot_curves, monkeypatch, folders / "a.csv", "--out", folders / name, "--published", "none")
+        pictures.append((folders / name).read_bytes())
+    assert pictures[0] == pictures[1] and b"maze, evaluations" in pictures[0]
+    for flags in (["--published", "nobody"], ["--out", folders / "a.pdf"]):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            run(plot_curves, monkeypatch, folders / "a.csv", *flags, *([] if "--out" in flags else ["--out", "x.svg"]))
+        assert capsys.readouterr().err.startswith("error: ")
