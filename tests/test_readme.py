@@ -49,6 +49,8 @@ def short_form(path, argv):
         return [f"--flags={ROWS[Path(argv[0]).stem]['flags']}", "--iterations", "1"]
     if path.startswith("benchmark/looks.py"):
         return ["--episodes", "2", "--steps", "8"]
+    if path.startswith(("benchmark/plot_aggregate.py", "benchmark/report.py")):
+        return ["--reps", "3"]
     if path.startswith("benchmark/adaptation.py"):
         tiny = "--changes 2 --updates 4 --final-updates 6 --chunk-images 20 --test-images 30 --methods base"
         return [*tiny.split(), *"--scale short --data synthetic --optimizers sgd --seeds 1 --no-cuda".split()]
@@ -119,6 +121,10 @@ def test_command(command, checkout, monkeypatch, capsys):
         argv = [re.sub(r"runs/<.*?>", folder, word) for word in argv]
     if ("--eval-modes" in argv or "looks" in argv) and not Path("data").exists():
         make_looks(checkout / "data" / "dmcgb")  # what `make dmcgb` would get from a network
+    if path == "benchmark/collect.py" and "runs" in argv and not Path("runs").exists():
+        run_python(checkout / "algos/mdpo.py", shlex.split(ROWS["mdpo"]["flags"]), monkeypatch)
+    if path.startswith("benchmark/plot_") and not Path(argv[0] if "curves" in path else argv[1]).exists():
+        argv = [str(file) for word in argv for file in sorted(checkout.glob(word)) or [word]]
     if path.startswith("tests/"):
         subprocess.run([sys.executable, path, *(word.replace("NAME", "fail") for word in argv)], check=True)
         return
