@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, ROWS, ScriptedEnvs, TinyAgent, load, tiny_args
+from conftest import ROOT, ROWS, ScriptedEnvs, TinyAgent, folder_in, load, tiny_args
 from test_curves import run
 from torch.distributions import Categorical, kl_divergence
 
@@ -204,13 +204,15 @@ def test_the_map_shows_each_series():
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Folders of tiny runs of the two scripts on the real game."""
-    runs_dir, folders = tmp_path_factory.mktemp("runs"), []
-    for name in ("mdpo", "ppo_netrand"):
-        flags = [*ROWS[name]["flags"].split(), "--total-timesteps", "32", "--eval-every", "0"]
-        flags += ["--runs-dir", str(runs_dir / name)]
-        subprocess.run([sys.executable, load(name).__file__, *flags], check=True, capture_output=True)
-        folders += (runs_dir / name).iterdir()
-    return folders
+    runs_dir = tmp_path_factory.mktemp("runs")
+    return [tiny_run(name, runs_dir / name, "--total-timesteps", "32") for name in ("mdpo", "ppo_netrand")]
+
+
+def tiny_run(name, runs_dir, *flags):
+    """The folder of a run of a script, without evaluations."""
+    flags = [*ROWS[name]["flags"].split(), *flags, "--eval-every", "0", "--runs-dir", str(runs_dir)]
+    subprocess.run([sys.executable, load(name).__file__, *flags], check=True, capture_output=True)
+    return folder_in(runs_dir)
 
 
 def test_runs_become_a_table_and_a_picture(runs, tmp_path, monkeypatch, capsys):
