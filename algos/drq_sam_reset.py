@@ -538,7 +538,7 @@ class Replay:
             fail(f"{path} is not there or shorter than the {self.size} transitions of the checkpoint")
         rows = np.memmap(path, self.row, "r", shape=self.size)
         for name, values in self.rows.items():
-            values[: self.size] = torch.from_numpy(np.ascontiguousarray(rows[name]))
+            values[: self.size] = torch.from_numpy(rows[name].copy())
         self.saved = self.size
 
 

@@ -321,6 +321,15 @@ def test_sampling_is_prioritised_and_weighted():
     assert replay.priorities[38] == max(greatest, 2**32)  # new rows get the greatest ever seen
 
 
+def test_replay_of_one_step_comes_back_from_its_file(tmp_path):
+    args = drq.Args(n_step=3)
+    replay, other = filled(args, steps=1), drq.Replay(60, (4, 12, 12), args, CPU)
+    replay.save(tmp_path / "replay.bin")
+    other.load_state_dict(replay.state_dict())
+    other.load(tmp_path / "replay.bin")
+    assert all(torch.equal(other.rows[name][:1], replay.rows[name][:1]) for name in replay.rows)
+
+
 def test_replay_comes_back_from_its_file(tmp_path):
     args = drq.Args(n_step=3)
     replay = filled(args)

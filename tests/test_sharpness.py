@@ -1,0 +1,290 @@
+"""benchmark/sharpness.py: its measures against closed forms, and the scripts' losses in them."""
+
+import copy
+import csv
+import dataclasses
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from conftest import ROOT
+from test_curves import run
+from test_robustness import rng, tiny_run
+
+sys.path.insert(0, str(ROOT / "benchmark"))
+import checkpoints
+import sharpness
+
+
+# ---- The measures ----
+@pytest.fixture
+def logistic():
+    """loss_of and params of a logistic model; inputs [40, 5], the last one 1; probabilities, labels [40]."""
+    inputs = torch.cat([torch.randn(40, 4, generator=rng()), torch.ones(40, 1)], dim=1).double()
+    labels = (torch.rand(40, generator=rng(1)) < 0.5).double()
+    weight, bias = torch.randn(4, generator=rng(2)).double().requires_grad_(), torch.tensor([0.3]).double()
+    bias.requires_grad_()
+
+    def loss_of(samples):
+        return F.binary_cross_entropy_with_logits(inputs[samples, :4] @ weight + bias, labels[samples])
+
+    probs = (inputs[:, :4] @ weight + bias).sigmoid().detach()
+    return loss_of, [weight, bias], inputs, probs, labels
+
+
+def test_fisher_traces_of_a_logistic_model(logistic):
+    loss_of, params, inputs, probs, labels = logistic
+    slopes = (probs - labels)[:, None] * inputs  # of each sample
+    assert sharpness.fisher_trace(loss_of, params, 40) == pytest.approx(slopes.square().sum(1).mean().item())
+    mean = slopes.mean(0)
+    wanted = mean[:4].square().mean() + mean[4].square()  # of the weight and of the bias
+    assert sharpness.fisher_trace_authors(loss_of, params) == pytest.approx(wanted.item())
+    assert all(param.grad is None for param in params)
+
+
+def test_lambda_max_of_a_logistic_model(logistic):
+    loss_of, params, inputs, probs, _ = logistic
+    hessian = inputs.T @ (inputs * (probs * (1 - probs))[:, None]) / 40
+    wanted = torch.linalg.eigvalsh(hessian)[-1].item()
+    found, steps = sharpness.lambda_max(loss_of, params, rng(), 1000, 1e-9)
+    assert found == pytest.approx(wanted, rel=1e-5) and steps < 1000
+    found, steps = sharpness.lambda_max(loss_of, params, rng())
+    assert found == pytest.approx(wanted, rel=2e-2) and steps < 100, "as it is by default"
+
+
+@pytest.mark.parametrize(
+    "eigenvalues", [(1, 3, 8), (-5, 1, 3), (-5, -2, -1), (-3, -3, -3), (0, 0, 0), (-8, 0, 7.5)], ids=str
+)
+def test_lambda_max_of_a_quadratic(eigenvalues):
+    basis = torch.linalg.qr(torch.randn(3, 3, generator=rng()).double())[0]
+    matrix = basis @ torch.diag(torch.tensor(eigenvalues).double()) @ basis.T
+    point, linear, apart = (torch.randn(3, generator=rng(n)).double().requires_grad_() for n in range(3))
+
+    def loss_of(samples):
+        return 0.5 * point @ matrix @ point + linear.sum() + point.sum()
+
+    found, _ = sharpness.lambda_max(loss_of, [apart, point, linear], rng(), 1000, 1e-12)
+    # Where all are below 0, the greatest is that of the parameters without curvature.
+    assert found == pytest.approx(max(*eigenvalues, 0), abs=1e-4)
+    found, _ = sharpness.lambda_max(loss_of, [point], rng(), 1000, 1e-12)
+    assert found == pytest.approx(max(eigenvalues), abs=1e-4)
+
+
+def test_the_power_iteration_is_the_slow_one():
+    matrix = torch.randn(6, 6, generator=rng()).double()
+    matrix = (matrix + matrix.T).numpy()
+    start = torch.randn(6, generator=rng(1)).double()
+
+    def product(vector):
+        image = matrix @ torch.cat([vector[0].flatten(), vector[1]]).numpy()
+        return [torch.as_tensor(image[:4]).view(2, 2), torch.as_tensor(image[4:])]
+
+    for most, tolerance in ((1, 1e-3), (7, 0.0), (100, 1e-3), (100, 1e-1)):
+        vector, values = start.numpy(), []
+        while len(values) < most:
+            vector = vector / (np.linalg.norm(vector) + 1e-6)
+            values.append(vector @ matrix @ vector)
+            vector = matrix @ vector
+            if len(values) > 1 and abs(values[-1] - values[-2]) / (abs(values[-2]) + 1e-6) < tolerance:
+                break
+        found = sharpness.power_iteration(product, [start[:4].view(2, 2), start[4:]], most, tolerance)
+        assert found == (pytest.approx(values[-1]), len(values))
+
+
+def test_active_units_of_a_layer_made_by_hand():
+    layer, dead = nn.Linear(2, 3), nn.Linear(3, 4)
+    network = nn.Sequential(layer, nn.ReLU(), dead, nn.ReLU(inplace=True), nn.Linear(4, 1))
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
+        layer.bias.zero_()
+        dead.bias.fill_(-100)
+    inputs = torch.tensor([[1.0, -2.0], [3.0, 1.0]])  # before the ReLU: 1, -2, -1 and 3, 1, 4
+    active = sharpness.active_units(network, lambda: network(inputs))
+    assert {name: units.tolist() for name, units in active.items()} == {
+        "1": [True, False, False, True, True, True],
+        "3": [False] * 8,
+    }
+    assert sharpness.share(active["1"]) == pytest.approx(4 / 6) and sharpness.share(active["3"]) == 0
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+# ---- The scripts ----
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """{script: folder of a tiny run on the real task}."""
+    flags = {"drq_sam_reset": "--total-timesteps 80 --learning-starts 70", "sac_sam_reset": "--total-timesteps 40"}
+    folder = tmp_path_factory.mktemp("runs")
+    return {name: tiny_run(name, folder / name, *more.split()) for name, more in flags.items()}
+
+
+@pytest.fixture(params=["drq_sam_reset", "sac_sam_reset"])
+def problem(request, runs, monkeypatch):
+    """A script's Checkpoint, make_loss, make_active, and the replay that they draw from."""
+    checkpoint, made = checkpoints.load(str(runs[request.param]), tuple(sharpness.PROBLEMS), cuda=False), []
+
+    class Replay(checkpoint.script.Replay):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(checkpoint.script, "Replay", Replay)
+    return checkpoint, *sharpness.PROBLEMS[request.param](checkpoint), *made
+
+
+def test_a_loss_is_the_mean_of_its_samples_and_stays(problem):
+    _, make_loss, make_active, _ = problem
+    loss_of, params = make_loss(6, rng())
+    losses = torch.stack([loss_of(slice(n, n + 1)) for n in range(6)])
+    torch.testing.assert_close(losses.mean(), loss_of(slice(None)), rtol=1e-4, atol=0)
+    assert losses.unique().numel() > 1 and loss_of(slice(None)) == loss_of(slice(None))
+    make_active(6, rng())
+    again, _ = make_loss(6, rng())
+    assert again(slice(None)) == loss_of(slice(None)) != make_loss(6, rng(1))[0](slice(None))
+    assert all(slope.abs().sum() > 0 for slope in sharpness.gradient(loss_of(slice(None)), params))
+
+
+def test_the_hessian_is_symmetric(problem):
+    """What the gradient hook in Rainbow's network would break."""
+    loss_of, params = problem[1](4, rng())
+    slopes = sharpness.gradient(loss_of(slice(None)), params, create_graph=True)
+    one, two = ([torch.randn(param.shape, generator=rng(n)) for param in params] for n in range(2))
+    images = [sharpness.gradient(sharpness.dot(slopes, vector), params, retain_graph=True) for vector in (one, two)]
+    left, right = sharpness.dot(images[0], two).item(), sharpness.dot(images[1], one).item()
+    scale = sharpness.dot(images[0], images[0]).sqrt().item()
+    assert scale > 0 and abs(left - right) < 1e-3 * scale
+
+
+@pytest.mark.parametrize("problem", ["drq_sam_reset"], indirect=True)
+def test_rainbows_loss_is_the_scripts_and_its_gradient_the_losss_own(problem):
+    """The script's network scales the gradient on its way to the backbone by 2^-0.5."""
+    checkpoint, make_loss, _, replay = problem
+    script, args, state = checkpoint.script, checkpoint.args, checkpoint.state
+    loss_of, params = make_loss(6, rng())
+    agent, target = (script.load_agent(args, {"target": state[name]}) for name in ("agent", "target"))
+    draws = rng()
+    index, weights = replay.sample(torch.rand(6, dtype=torch.float64, generator=draws), 1.0)
+    for network in (agent, target):
+        size = sum(len(noise) for noise in script.noise_of(agent))
+        script.set_noise(network, torch.randn(size, generator=draws))
+    offsets, intensity = torch.randint(9, (2, 6, 2), generator=draws), torch.randn(2, 6, generator=draws)
+    batch = replay.gather(index) | {"weights": weights}
+    loss, _ = script.rainbow_loss(agent, target, batch, offsets, intensity, args)
+    assert loss_of(slice(None)).item() == pytest.approx(loss.item(), rel=1e-6)
+    loss.backward()
+    for (name, own), slope in zip(
+        agent.named_parameters(), sharpness.gradient(loss_of(slice(None)), params), strict=True
+    ):
+        scale = 2**0.5 if name.startswith("backbone") else 1
+        torch.testing.assert_close(slope, scale * own.grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("problem", ["sac_sam_reset"], indirect=True)
+def test_the_critics_loss_is_that_of_the_scripts_update(problem):
+    checkpoint, make_loss, _, replay = problem
+    script, args, state = checkpoint.script, dataclasses.replace(checkpoint.args, sam=False), checkpoint.state
+    loss_of, params = make_loss(6, rng())
+    agent = script.load_agent(args, state)
+    target = copy.deepcopy(nn.ModuleDict({"encoder": agent.encoder, "critic": agent.critic}))
+    target.load_state_dict(state["target"])
+    stream = rng()
+    draws = {"rows": replay.sample(torch.rand(6, dtype=torch.float64, generator=stream))}
+    draws["offsets"] = torch.randint(9, (2, 6, 2), generator=stream)
+    draws["normal"] = torch.randn(2, 6, 1, generator=stream)  # cartpole's actions are one number
+    optimizer = torch.optim.Adam(agent.parameters())
+    parts = script.update(agent, target, optimizer, replay, draws, args)
+    assert loss_of(slice(None)).item() == pytest.approx(parts["qf_loss"].item(), rel=1e-5)
+    norm = nn.utils.get_total_norm(sharpness.gradient(loss_of(slice(None)), params))
+    assert norm.item() == pytest.approx(parts["qf_grad_norm"].item(), rel=1e-4)
+    assert len(params) == len(list(agent.encoder.parameters())) + len(list(agent.critic.parameters()))
+
+
+@pytest.mark.parametrize("problem", ["drq_sam_reset"], indirect=True)
+def test_no_sample_reaches_over_the_observation_that_was_under_way(problem):
+    """Its frame is not in the file. With n rewards a sample, the n newest rows would need it or one behind it."""
+    checkpoint, _, _, replay = problem
+    there = replay.priorities.nonzero().flatten()
+    assert checkpoint.args.n_step == 10 and replay.size == 80 and not replay.rows["dones"][79]
+    assert there.max() == 69 and replay.rows["frames"][there].any()
+    assert checkpoint.state["replay"]["priorities"].nonzero().max() == 70
+
+
+def table(path):
+    return {row["key"]: float(row["value"]) for row in csv.DictReader(path.open())}
+
+
+@pytest.mark.parametrize("name", ["drq_sam_reset", "sac_sam_reset"])
+def test_a_run_becomes_a_table(runs, name, tmp_path, monkeypatch, capsys):
+    flags = ("--batch-size", 4, "--iterations", 3, "--out")
+    run(sharpness, monkeypatch, f"some={runs[name]}", *flags, tmp_path / "one.csv")
+    assert "fisher_trace_authors" in capsys.readouterr().out
+    run(sharpness, monkeypatch, f"some={runs[name] / 'checkpoint.pt'}", *flags, tmp_path / "two.csv")
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes(), "the same seed"
+    row = next(csv.DictReader((tmp_path / "one.csv").open()))
+    about = json.loads((runs[name] / "args.json").read_text())
+    step = {"drq_sam_reset": "80", "sac_sam_reset": "40"}[name]
+    suite = {"drq_sam_reset": "atari", "sac_sam_reset": "dm_control"}[name]
+    wanted = {"method": "some", "suite": suite, "task": about["args"]["env_id"], "seed": "1", "step": step}
+    assert row.items() >= (wanted | {"commit": about["commit"]}).items()
+    found = table(tmp_path / "one.csv")
+    layers = {
+        "drq_sam_reset": ["backbone.1", "backbone.3", "backbone.5", "head.advantage.1", "head.value.1"],
+        "sac_sam_reset": [
+            *(f"backbone.{n}" for n in (1, 3, 5, 7)),
+            *(f"head.q{n}.{m}" for n in (1, 2) for m in (1, 3)),
+        ],
+    }[name]
+    measures = ["loss", "fisher_trace", "fisher_trace_authors", "lambda_max", "power_iterations"]
+    assert sorted(found) == sorted(measures + [f"active_{layer}" for layer in ["backbone", "head", *layers]])
+    assert all(found[key] > 0 for key in found if key != "lambda_max")
+    assert found["fisher_trace"] > found["fisher_trace_authors"]
+    for part in ("backbone", "head"):
+        of_layers = [value for key, value in found.items() if key.startswith(f"active_{part}.")]
+        assert min(of_layers) < found[f"active_{part}"] < max(of_layers) < 1
+
+
+@pytest.mark.parametrize("problem", ["drq_sam_reset"], indirect=True)
+def test_active_units_are_those_that_the_script_logs(problem, runs, tmp_path, monkeypatch):
+    checkpoint, *_, replay = problem
+    args = dataclasses.replace(checkpoint.args, eval_seed=42)
+    agent = checkpoint.script.load_agent(args, {"target": checkpoint.state["agent"]})
+    wanted = checkpoint.script.active_units(agent, replay, args)
+    flags = ("--batch-size", 2, "--iterations", 1, "--out", tmp_path / "out.csv")
+    run(sharpness, monkeypatch, runs["drq_sam_reset"], *flags)
+    found = table(tmp_path / "out.csv")
+    for part in ("backbone", "head"):
+        assert found[f"active_{part}"] == pytest.approx(wanted[f"charts/active_{part}"], rel=1e-6)
+
+
+def test_wrong_input_says_so_in_one_line(runs, tmp_path, monkeypatch, capsys):
+    folder = runs["sac_sam_reset"]
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    torch.save(state, tmp_path / "alone.pt")
+    torch.save(state | {"script": "mdpo"}, tmp_path / "mdpo.pt")
+    torch.save(state | {"args": state["args"] | {"env_id": "reach_duplo"}}, tmp_path / "jaco.pt")
+    young = shutil.copytree(runs["drq_sam_reset"], tmp_path / "young")
+    state = torch.load(young / "checkpoint.pt", weights_only=True)
+    state["replay"] |= {"size": 5, "priorities": torch.zeros(5, dtype=torch.int64)}  # fewer than n steps
+    torch.save(state, young / "checkpoint.pt")
+    for flags, says in (
+        ((), "a run folder or a checkpoint"),
+        ((tmp_path / "none",), "none cannot be read as a checkpoint"),
+        ((tmp_path / "mdpo.pt",), "mdpo.pt is of mdpo.py, and this is for drq_sam_reset.py and sac_sam_reset.py"),
+        ((tmp_path / "alone.pt",), "replay.bin is not there or shorter than"),
+        ((tmp_path / "jaco.pt",), "jaco.pt was not trained by sac_sam_reset.py alone: reach_duplo: no such task"),
+        ((young,), "its replay holds no transition"),
+        ((folder, "--out", tmp_path / "table.txt"), "table.txt: not a .csv file"),
+        ((folder, "--batch-size", 0), "at least 1"),
+        ((folder, "--active-size", 0), "at least 1"),
+        ((folder, "--iterations", 0), "at least 1"),
+        ((folder, "--seed", -1), "at least 0"),
+    ):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            run(sharpness, monkeypatch, *flags)
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and says in error and error.count("\n") == 1, error
+    assert not list(tmp_path.glob("*.csv"))
