@@ -51,6 +51,12 @@ def short_form(path, argv):
         return ["--episodes", "2", "--steps", "8"]
     if path.startswith(("benchmark/plot_aggregate.py", "benchmark/report.py")):
         return ["--reps", "3"]
+    if path.startswith("benchmark/robustness.py"):
+        return ["--episodes", "1", "--steps", "3", "--draws", "2"]
+    if path.startswith("benchmark/tsne.py"):
+        return ["--versions", "10", "--perplexity", "3", "--step", "2"]
+    if path.startswith("benchmark/sharpness.py"):
+        return ["--batch-size", "4", "--active-size", "8", "--iterations", "2"]
     if path.startswith("benchmark/adaptation.py"):
         tiny = "--changes 2 --updates 4 --final-updates 6 --chunk-images 20 --test-images 30 --methods base"
         return [*tiny.split(), *"--scale short --data synthetic --optimizers sgd --seeds 1 --no-cuda".split()]
