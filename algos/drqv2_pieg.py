@@ -479,6 +479,26 @@ class FrozenEncoder(nn.Module):
         return fuse_frames(maps.unflatten(0, frames.shape[:2]), self.args.frame_differences)
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation of stacks of three frames, by statistics of all of them that are put together from a stack's.
+
+    Easy to miss: in channels_last on a CPU torch adds up a whole batch in one float32, and loses four of seven digits.
+    """
+
+    def forward(self, x):
+        if not self.training or x.is_cuda or x.dtype != torch.float32:
+            return super().forward(x)
+        moments = [torch.batch_norm_update_stats(stack, None, None, 0.0) for stack in x.unflatten(0, (-1, 3))]
+        means, variances = (torch.stack(parts) for parts in zip(*moments, strict=True))  # [B, C]
+        mean, var = means.mean(0), variances.mean(0) + means.var(0, correction=0)
+        if self.track_running_stats:
+            count = x.numel() // x.shape[1]
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
+        return nn.functional.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
+
+
 class SmallEncoder(nn.Sequential):
     """DrQ-v2's own encoder, which learns. V views, each [B, 9, 84, 84] in 0..255 -> float32 [V B, 39200]."""
 
@@ -497,7 +517,8 @@ class SmallEncoder(nn.Sequential):
 
 def load_resnet(args):
     """torchvision's network with the weights of --encoder-weights."""
-    resnet, name = torchvision.models.get_model(args.encoder, weights=None), args.encoder_weights
+    resnet = torchvision.models.get_model(args.encoder, weights=None, norm_layer=BatchNorm)
+    name = args.encoder_weights
     if name == "random":
         return resnet
     known = torchvision.models.get_model_weights(args.encoder).__members__

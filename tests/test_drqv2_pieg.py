@@ -233,6 +233,25 @@ def statistics(agent):
     return {name: value.clone() for name, value in agent.state_dict().items() if "running" in name or "num_b" in name}
 
 
+def test_batch_normalisation_keeps_its_digits_in_a_large_batch():
+    """Against float64, where torch's own in this layout is 1e-5 and more apart."""
+    norm, rng = pieg.BatchNorm(8), torch.Generator().manual_seed(0)
+    nn.init.uniform_(norm.weight, generator=rng)
+    nn.init.normal_(norm.bias, generator=rng)
+    x = torch.randn(192, 8, 42, 42, generator=rng) * 2 + torch.arange(8.0)[:, None, None]
+    x = x.contiguous(memory_format=torch.channels_last)
+    twin = copy.deepcopy(norm).double()
+    y, expected = (
+        norm(x),
+        nn.functional.batch_norm(
+            x.double(), twin.running_mean, twin.running_var, twin.weight, twin.bias, True, norm.momentum, norm.eps
+        ),
+    )
+    assert (y - expected).norm() < 1e-6 * expected.norm() and norm.num_batches_tracked == 1
+    for name in ("running_mean", "running_var"):
+        assert (getattr(norm, name) - getattr(twin, name)).norm() < 1e-6 * getattr(twin, name).norm()
+
+
 def test_each_view_is_normalised_by_itself_and_moves_the_statistics_in_turn(agent):
     """Two views at once are two calls, in order; the second one's statistics are not the first one's."""
     one, two = copy.deepcopy(agent).encoder, copy.deepcopy(agent).encoder

@@ -58,8 +58,8 @@ def short_form(path, argv):
     if path.startswith("benchmark/sharpness.py"):
         return ["--batch-size", "4", "--active-size", "8", "--iterations", "2"]
     if path.startswith("benchmark/adaptation.py"):
-        tiny = "--changes 2 --updates 4 --final-updates 6 --chunk-images 20 --test-images 30 --methods base"
-        return [*tiny.split(), *"--scale short --data synthetic --optimizers sgd --seeds 1 --no-cuda".split()]
+        tiny = "--scale short --data synthetic --changes 2 --updates 4 --final-updates 6 --chunk-images 20"
+        return shlex.split(f"{tiny} --test-images 30 --methods base --optimizers sgd --seeds 1 --no-cuda")
     if path in SUITES and argv[0] in SCRIPTS:
         flags = shlex.split(ROWS[argv[0]]["flags"])[2:]  # without the task
         return [*flags, "--action-repeat", "10", "--total-timesteps", "30", "--eval-every", "0"]
