@@ -53,7 +53,7 @@ class Args:
 # What makes each script's runs end in seconds on a CPU and leaves the method as it is.
 SMOKE = {
     "mdpo": "--total-timesteps 64 --num-envs 4 --num-steps 8 --num-minibatches 2 --update-epochs 1 --eval-every 1000"
-    " --final-eval-episodes 2",
+    " --eval-episodes 2 --final-eval-episodes 2",
     "drq_sam_reset": "--total-timesteps 60 --learning-starts 50 --batch-size 4 --eval-every 1000"
     " --final-eval-episodes 1 --eval-epsilon 0.5",
     "sac_sam_reset": "--total-timesteps 50 --action-repeat 50 --learning-starts 45 --batch-size 4 --buffer-size 60"
@@ -207,10 +207,14 @@ def start(run, environment):
             pass  # a file system without locks
         folder = run.folder()
         words = [*run.command, "--resume", str(folder)] if folder else run.words()
-        log.write(f"$ {shlex.join(['python', *words])}\n".encode())
-        log.flush()
+        command = [sys.executable, *words]
+        if folder and finished(folder):
+            command = ["true"]  # another sweep has ended it by now
+        else:
+            log.write(f"$ {shlex.join(['python', *words])}\n".encode())
+            log.flush()
         how = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT, "process_group": 0}
-        return subprocess.Popen([sys.executable, *words], **how, env=os.environ | environment, preexec_fn=set_signals)
+        return subprocess.Popen(command, **how, env=os.environ | environment, preexec_fn=set_signals)
 
 
 def set_signals():
@@ -337,7 +341,8 @@ class Worker:
         self.pid = process.pid
         while process.poll() is None:
             time.sleep(0.2)
-        return process.returncode
+        if process.returncode:
+            sys.exit(process.returncode)  # and Slurm's accounts say so too
 
     def checkpoint(self):
         """submitit calls it shortly before the time limit, or when the job has to go. -> what is queued instead."""
@@ -358,11 +363,10 @@ def sweep(runs, backend):
 
     def on_signal(number, _):
         signals.append(number)
-        for known in (signal.SIGINT, signal.SIGTERM):
+        for known in before:
             signal.signal(known, signal.SIG_DFL)  # a second one ends the launcher at once
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     progress = Progress(len(runs), len(waiting))
     while live or (waiting and not signals):
         if not signals:
@@ -381,6 +385,8 @@ def sweep(runs, backend):
                 (waiting if signals else failed).append(run)
         progress.show(live, waiting, failed)
     progress.bar.close()
+    for number, handler in before.items():
+        signal.signal(number, handler)
     return failed, signals[0] if signals else None
 
 
