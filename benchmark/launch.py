@@ -282,10 +282,10 @@ class Slurm:
     poll_seconds = 5
 
     def __init__(self, args, runs):
-        self.names, self.folder = {run.name for run in runs}, Path(runs[0].home, ".launch", "slurm")
+        self.names = {run.name for run in runs}
         self.threads = {"OMP_NUM_THREADS": str(args.cpus_per_run)}
         try:
-            self.executor = submitit.SlurmExecutor(self.folder, max_num_timeout=1000)
+            self.executor = submitit.SlurmExecutor(Path(runs[0].home, ".launch", "slurm"), max_num_timeout=1000)
         except RuntimeError:
             fail("--backend slurm: there is no srun here")
         wanted = {"time": args.time_minutes, "cpus_per_task": args.cpus_per_run, "stderr_to_stdout": True}
@@ -307,10 +307,8 @@ class Slurm:
     def start(self, run):
         if run.name not in self.queued:
             output = str(run.log.with_suffix(".slurm"))
-            more = {"requeue": True, "output": output}
-            self.executor.update_parameters(
-                job_name=run.name, srun_args=["--output", output], additional_parameters=more
-            )
+            more = {"srun_args": ["--output", output], "additional_parameters": {"requeue": True, "output": output}}
+            self.executor.update_parameters(job_name=run.name, **more)
             try:
                 self.queued[run.name] = self.executor.submit(Worker(run, self.threads)).job_id
             except RuntimeError as error:
@@ -383,7 +381,7 @@ def sweep(runs, backend):
             live.remove(run)
             if not run.finished():
                 (waiting if signals else failed).append(run)
-        progress.show(live, waiting, failed)
+    progress.show(live, waiting, failed)
     progress.bar.close()
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -5,7 +5,6 @@ checkpoint a step, --resume, and signals after which it saves.
 """
 
 import dataclasses
-import importlib.util
 import json
 import os
 import pty
@@ -24,6 +23,8 @@ import pytest
 import torch
 import tyro
 from conftest import ROOT, SCRIPTS, load
+from test_curves import load as benchmark
+from test_curves import run as main
 
 FAKE = """
 import argparse, json, os, shutil, signal, sys, time
@@ -64,18 +65,7 @@ for step in range(len(steps.read_text().split()) if args.resume else 0, args.ste
 save("done")
 """
 LISTS = sorted((ROOT / "benchmark").glob("*.sh"))
-
-
-def module_of(name):
-    """A program of benchmark/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmark" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-launch = module_of("launch")
+launch = benchmark("launch")
 
 
 @pytest.fixture
@@ -149,7 +139,7 @@ def of_command(command):
 def test_each_line_of_a_list_is_a_command(path, scale, monkeypatch):
     """Its flags are the script's, in their range, and no two lines write into folders of one name."""
     monkeypatch.chdir(ROOT)
-    ablations, parsed, names = module_of("ablations").ABLATIONS, {}, []
+    ablations, parsed, names = benchmark("ablations").ABLATIONS, {}, []
     for run in launch.runs_of(launch.Args(lists=(str(path),), scale=scale)):
         script, ablation, suite, flags = of_command(run.command)
         assert ablation is None or ablation in ablations[script.__name__], ablation
@@ -170,22 +160,18 @@ def test_every_script_has_a_list():
     assert [path.stem for path in LISTS] == SCRIPTS
 
 
-def printed(capsys, monkeypatch, *argv):
-    monkeypatch.setattr(sys, "argv", ["launch.py", *map(str, argv)])
-    launch.main()
-    return capsys.readouterr().out.splitlines()
-
-
 def test_only_seeds_and_dry_run(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    flags = ["benchmark/mdpo.sh", "--only", "bigfish", "--only", "exp-name mdpo ", "--seeds", "2", "--dry-run"]
+
+    def printed(*flags):
+        chosen = ["benchmark/mdpo.sh", "--only", "bigfish", "--only", "exp-name mdpo ", "--dry-run"]
+        main(launch, monkeypatch, *chosen, *flags)
+        return capsys.readouterr().out.splitlines()
+
     expected = [f"python algos/mdpo.py --env-id bigfish --exp-name mdpo --seed {seed}" for seed in (1, 2)]
-    assert printed(capsys, monkeypatch, *flags) == expected
-    assert printed(capsys, monkeypatch, *flags, "--runs-dir", tmp_path) == [
-        f"{line} --runs-dir {tmp_path}" for line in expected
-    ]
-    (line,) = printed(capsys, monkeypatch, *flags, "--scale", "smoke", "--only", "mdpo.py", "--seeds", "1")
-    assert line == expected[0].replace("--seed", launch.SMOKE["mdpo"] + " --seed")
+    assert printed("--seeds", 2) == expected
+    assert printed("--runs-dir", tmp_path) == [f"{expected[0]} --runs-dir {tmp_path}"]
+    assert printed("--scale", "smoke") == [expected[0].replace("--seed", launch.SMOKE["mdpo"] + " --seed")]
     assert not list(tmp_path.iterdir())
 
 
@@ -233,9 +219,8 @@ def test_a_mistake_is_one_line(text, flags, error, tmp_path, capsys, monkeypatch
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     if text is not None:
         Path("list.sh").write_text(text + "\n")
-    monkeypatch.setattr(sys, "argv", ["launch.py", "list.sh", *flags])
     with pytest.raises(SystemExit, match=r"^2$"):
-        launch.main()
+        main(launch, monkeypatch, "list.sh", *flags)
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1 and said.err.startswith("error: ") and error in said.err
 
@@ -296,7 +281,7 @@ def test_a_sweep_ends_and_a_second_start_does_nothing(fake):
     before = logs(path)
     assert sweep(path, "--seeds", "2", "--workers", "2") == (
         0,
-        "0 to run, 4 done\n",
+        "0 to run, 4 done\n4/4 done, 0 running, 0 waiting, 0 failed\n",
     )
     assert logs(path) == before and len(folders(path)) == 4
 
@@ -359,6 +344,7 @@ def test_two_sweeps_share_their_runs(fake):
     both = [start(path), start(path)]
     assert [process.communicate(timeout=120) and process.returncode for process in both] == [0, 0]
     assert len(folders(path)) == 4 and all(steps_in(folder) == list(range(20)) for folder in folders(path))
+    assert logs(path).count("$ python") == 4
 
 
 def test_a_smoke_run_of_mdpo(tmp_path):
@@ -498,3 +484,5 @@ def test_on_slurm_jobs_outlive_the_launcher_and_ctrl_c_saves_them(slurm, fake):
     assert second.returncode == 130 and output.endswith("stopped by SIGINT; the same command goes on\n")
     assert not slurm_answers("squeue", "--noheader") and logs(path).count("stopped by SIGTERM") == 2
     assert all(3 < len(steps_in(folder)) < 400 for folder in folders(path)) and len(folders(path)) == 2
+    code, output = sweep(path, *ON_SLURM, "--partition", "nowhere")
+    assert code == 2 and "error: --backend slurm: sbatch: error: " in output and "Traceback" not in output
