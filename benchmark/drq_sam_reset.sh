@@ -1,0 +1,92 @@
+# DrQ + SAM + Reset on Atari-100k (Lee et al. 2023): a line a row of a table or a point of a figure, a run a game.
+#
+#     python benchmark/launch.py benchmark/drq_sam_reset.sh --seeds 10 --runs-per-gpu 3    # what is finished is skipped
+#     bash benchmark/drq_sam_reset.sh                                                      # one seed, one by one
+#
+# 100,000 steps a run, about an hour of a GPU shared by three in the paper.
+GAMES="alien amidar assault asterix bank_heist battle_zone boxing breakout chopper_command crazy_climber demon_attack
+    freeway frostbite gopher hero jamesbond kangaroo krull kung_fu_master ms_pacman pong private_eye qbert road_runner
+    seaquest up_n_down"
+BASE="--no-sam --reset-every 0"
+
+# Table 1, DrQ. L2's row is the best of three weights.
+for game in $GAMES; do
+    python algos/drq_sam_reset.py --env-id $game --exp-name drq_base $BASE
+    python algos/drq_sam_reset.py --env-id $game --exp-name drq_sam --reset-every 0
+    python algos/drq_sam_reset.py --env-id $game --exp-name drq_reset --no-sam
+    python algos/drq_sam_reset.py --env-id $game --exp-name drq_sam_reset
+    for baseline in l2_1e-3 l2_1e-4 l2_1e-5 layer_norm crelu; do
+        python benchmark/ablations.py drq_sam_reset $baseline --env-id $game --exp-name drq_$baseline $BASE
+    done
+done
+
+# Table 1, DER: without augmentation.
+for game in $GAMES; do
+    python algos/drq_sam_reset.py --env-id $game --exp-name der_base --no-augment $BASE
+    python algos/drq_sam_reset.py --env-id $game --exp-name der_sam --no-augment --reset-every 0
+    python algos/drq_sam_reset.py --env-id $game --exp-name der_reset --no-augment --no-sam
+    python algos/drq_sam_reset.py --env-id $game --exp-name der_sam_reset --no-augment
+    for baseline in l2_1e-3 l2_1e-4 l2_1e-5 layer_norm crelu; do
+        python benchmark/ablations.py drq_sam_reset $baseline --env-id $game --exp-name der_$baseline --no-augment $BASE
+    done
+done
+
+# Table 3 and figure 6: more updates a step; where there are resets, they shrink and perturb the backbone too.
+SHRINK="--shrink-perturb 0.8"
+for game in $GAMES; do
+    python algos/drq_sam_reset.py --env-id $game --exp-name rr2_sam_reset $SHRINK
+    python algos/drq_sam_reset.py --env-id $game --exp-name rr2_reset --no-sam $SHRINK
+    for ratio in 4 8; do
+        python algos/drq_sam_reset.py --env-id $game --exp-name rr${ratio}_base --replay-ratio $ratio $BASE
+        python algos/drq_sam_reset.py --env-id $game --exp-name rr${ratio}_sam --replay-ratio $ratio --reset-every 0
+        python algos/drq_sam_reset.py --env-id $game --exp-name rr${ratio}_reset --replay-ratio $ratio --no-sam $SHRINK
+        python algos/drq_sam_reset.py --env-id $game --exp-name rr${ratio}_sam_reset --replay-ratio $ratio $SHRINK
+    done
+done
+
+# Table 6: averaged weights, with and without resets.
+for game in $GAMES; do
+    python benchmark/ablations.py drq_sam_reset swa --env-id $game --exp-name swa $BASE
+    python benchmark/ablations.py drq_sam_reset swa --env-id $game --exp-name swa_reset --no-sam --reset-every 40000
+done
+
+# Section 5.4: SAM with CReLU in the place of resets. Figure 3b: the noise of SAM's two passes. Figure 3c: what takes
+# the step. Each without and with resets; the default of either is Table 1's.
+for game in $GAMES; do
+    python benchmark/ablations.py drq_sam_reset crelu --env-id $game --exp-name sam_crelu --sam --reset-every 0
+    for noise in reuse none; do
+        python algos/drq_sam_reset.py --env-id $game --exp-name noise_${noise}_sam --sam-noise $noise --reset-every 0
+        python algos/drq_sam_reset.py --env-id $game --exp-name noise_${noise}_sam_reset --sam-noise $noise
+    done
+    for scope in backbone head; do
+        python algos/drq_sam_reset.py --env-id $game --exp-name ${scope}_sam --sam-scope $scope --reset-every 0
+        python algos/drq_sam_reset.py --env-id $game --exp-name ${scope}_sam_reset --sam-scope $scope
+    done
+done
+
+# Figure 4: the length of SAM's step, and the batch size; 0.1 and 32 are Table 1's.
+for game in $GAMES; do
+    for rho in 0.03 0.3; do
+        python algos/drq_sam_reset.py --env-id $game --exp-name rho${rho}_sam --sam-rho $rho --reset-every 0
+        python algos/drq_sam_reset.py --env-id $game --exp-name rho${rho}_sam_reset --sam-rho $rho
+    done
+    for batch in 16 64; do
+        python algos/drq_sam_reset.py --env-id $game --exp-name batch${batch}_base --batch-size $batch $BASE
+        python algos/drq_sam_reset.py --env-id $game --exp-name batch${batch}_sam --batch-size $batch --reset-every 0
+        python algos/drq_sam_reset.py --env-id $game --exp-name batch${batch}_reset --batch-size $batch --no-sam
+        python algos/drq_sam_reset.py --env-id $game --exp-name batch${batch}_sam_reset --batch-size $batch
+    done
+done
+
+# The authors' code: a greater learning rate, more of the backbone replaced, and their later method, which adds layer
+# normalisation and CReLU and lets SAM step in the backbone alone.
+RATE="--learning-rate 1.414e-4"
+SHRINK="--shrink-perturb 0.6"
+for game in $GAMES; do
+    python algos/drq_sam_reset.py --env-id $game --exp-name code_base $BASE $RATE
+    python algos/drq_sam_reset.py --env-id $game --exp-name code_sam_reset $RATE
+    for ratio in 4 8; do
+        python algos/drq_sam_reset.py --env-id $game --exp-name code_rr$ratio --replay-ratio $ratio $SHRINK $RATE
+    done
+    python benchmark/ablations.py drq_sam_reset plastic --env-id $game --exp-name code_plastic $RATE
+done

@@ -1,0 +1,448 @@
+"""Runs a list of runs, on this machine or on Slurm, until all of them are finished.
+
+A list is a bash file of commands, like benchmark/mdpo.sh: bash reads it, with `python` replaced by a function that
+writes down what it is given. What is finished is skipped and what is not goes on where it stopped: a run is known by
+the command in its folder's args.json and is finished when its checkpoint says so. Ctrl-C, `kill` and `kill -9` lose
+nothing; start the same command again. Two sweeps on one --runs-dir share their runs.
+
+    python benchmark/launch.py benchmark/mdpo.sh --only bigfish --seeds 3                       # this machine
+    python benchmark/launch.py benchmark/*.sh --scale smoke --dry-run                           # what would be run
+    python benchmark/launch.py benchmark/mdpo.sh --backend slurm --partition gpu --time-minutes 1440
+"""
+
+import ctypes
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import submitit
+import tyro
+from tqdm import tqdm
+
+
+@dataclass
+class Args:
+    lists: tyro.conf.Positional[tuple[str, ...]]  # bash files of commands, like benchmark/mdpo.sh
+    only: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # text that a command must contain; several: all of them
+    seeds: int = 1  # each command is run with --seed 1 to this
+    scale: Literal["paper", "smoke"] = "paper"  # smoke: so short that a run ends in seconds, to see that it does
+    backend: Literal["local", "slurm"] = "local"  # this machine, or a job a run
+    runs_dir: str = "runs"  # where run folders are made; logs are in .launch there
+    dry_run: bool = False  # print the commands, one a line, and run nothing
+    workers: int = 0  # local: runs at a time, which share the cores (0: as many as the GPUs hold, or one)
+    runs_per_gpu: int = 1  # local: runs at a time on each GPU, of those in CUDA_VISIBLE_DEVICES if it is set
+    partition: str = ""  # slurm: partition (empty: the cluster's default)
+    account: str = ""  # slurm: account that is charged (empty: the user's default)
+    time_minutes: int = 24 * 60  # slurm: time limit of a job, in minutes; what is not finished then is queued again
+    gpus_per_run: int = 1  # slurm: GPUs a job
+    cpus_per_run: int = 8  # slurm: cores a job
+    memory_gb: int = 0  # slurm: memory a job, in GB (0: the cluster's default)
+
+
+# What makes each script's runs end in seconds on a CPU and leaves the method as it is.
+SMOKE = {
+    "mdpo": "--total-timesteps 64 --num-envs 4 --num-steps 8 --num-minibatches 2 --update-epochs 1 --eval-every 1000"
+    " --eval-episodes 2 --final-eval-episodes 2",
+    "drq_sam_reset": "--total-timesteps 60 --learning-starts 50 --batch-size 4 --eval-every 1000"
+    " --final-eval-episodes 1 --eval-epsilon 0.5",
+    "sac_sam_reset": "--total-timesteps 50 --action-repeat 50 --learning-starts 45 --batch-size 4 --buffer-size 60"
+    " --eval-every 1000 --final-eval-episodes 1",
+    "drqv2_pieg": "--total-timesteps 30 --action-repeat 50 --learning-starts 25 --batch-size 4 --buffer-size 60"
+    " --feature-dim 8 --hidden-dim 16 --projection-dim 32 --encoder-weights random --overlay-dir textures"
+    " --overlay-pictures 8 --eval-every 1000 --final-eval-episodes 1",
+}
+SMOKE["ppo_netrand"] = SMOKE["mdpo"] + " --mc-samples 1"
+# Of suites outside the script, whose episodes are shorter and whose resets take seconds.
+SMOKE_SUITE = " --action-repeat 10 --eval-every 0"
+
+
+# ---- From lists to runs ----
+# Each command as its number of words and the words, each ended by a NUL. What the list itself prints goes to stderr.
+EXPAND = r"""
+set -euo pipefail
+exec 3>&1 1>&2
+python() { printf '%s\0' "$#" "$@" >&3; }
+export -f python
+source "$1"
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """command: the script and its flags, without --runs-dir."""
+
+    command: tuple[str, ...]
+    runs_dir: str
+
+    @property
+    def name(self):
+        """Of its log and its Slurm job: the command, shortened, and a hash of all that makes the run."""
+        words = re.sub(r"[^\w.]+", "-", " ".join([Path(self.command[0]).stem, *self.command[1:]]))
+        return f"{words[:100]}-{hashlib.sha1(repr((identity(self.command), self.home)).encode()).hexdigest()[:10]}"
+
+    @property
+    def home(self):
+        return str(Path(self.runs_dir).resolve())
+
+    @property
+    def log(self):
+        return Path(self.home, ".launch", f"{self.name}.log")
+
+    def words(self):
+        """The command line, without the interpreter."""
+        return [*self.command, *([] if self.runs_dir == "runs" else ["--runs-dir", self.runs_dir])]
+
+    def folder(self):
+        """Its folder with a checkpoint, a finished one if there is one, else the one that was saved last, or None."""
+        folders = folders_in(self.home).get(identity(self.command), [])
+        return max(folders, key=lambda folder: (finished(folder), saved_at(folder)), default=None)
+
+    def finished(self):
+        return (folder := self.folder()) is not None and finished(folder)
+
+
+def identity(command):
+    """What makes two commands the same run, whichever way the script was called and wherever its folder lies."""
+    words = list(command)
+    if "--runs-dir" in words:
+        at = words.index("--runs-dir")
+        del words[at : at + 2]
+    return Path(words[0]).name, *words[1:]
+
+
+def folders_in(runs_dir):
+    """{identity: [folder]} of the runs that have a checkpoint. What was killed before its first one is started anew."""
+    folders = {}
+    for checkpoint in Path(runs_dir).glob("*/checkpoint.pt"):
+        with suppress(OSError, ValueError, KeyError):
+            command = json.loads((checkpoint.parent / "args.json").read_text())["command"]
+            folders.setdefault(identity(command), []).append(checkpoint.parent)
+    return folders
+
+
+def finished(folder):
+    """Whether the run in a folder is finished, last evaluation included. One that cannot be read is not."""
+    import torch
+
+    try:  # mapped, so that only what is asked for is read
+        state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True, mmap=True)
+    except Exception:
+        return False
+    return bool(state.get("done"))
+
+
+def saved_at(folder):
+    return (folder / "checkpoint.pt").stat().st_mtime
+
+
+def runs_of(args):
+    """The runs of all lists, each once, list by list and seed by seed."""
+    runs = []
+    for path in args.lists:
+        commands = commands_of(path)
+        chosen = [command for command in commands if all(text in shlex.join(command) + " " for text in args.only)]
+        for seed in range(1, args.seeds + 1):
+            for command in chosen:
+                smoke = smoke_flags(command) if args.scale == "smoke" else []
+                runs.append(Run((*command, *smoke, "--seed", str(seed)), args.runs_dir))
+    if not runs:
+        fail(f"--only {shlex.join(args.only)}: no command of {' '.join(args.lists)} contains all of it")
+    return list(dict.fromkeys(runs))
+
+
+def commands_of(path):
+    """The commands of a list, each a tuple of words: script, flags."""
+    if not Path(path).is_file():
+        fail(f"{path}: no such list")
+    done = subprocess.run(["bash", "-c", EXPAND, path, os.path.abspath(path)], capture_output=True)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()
+        fail(f"{path}: {said.splitlines()[-1] if said else f'exit code {done.returncode}'}")
+    words, commands = iter(done.stdout.decode().split("\0")[:-1]), []
+    for count in words:
+        commands.append(tuple(next(words) for _ in range(int(count))))
+    if not commands:
+        fail(f"{path}: calls no python, so there is nothing to run")
+    for script in dict.fromkeys(command[0] if command else "" for command in commands):
+        if not Path(script).is_file():
+            fail(f"{path}: no script {script!r} here; lists are run from the folder that holds algos/ and benchmark/")
+    return commands
+
+
+def smoke_flags(command):
+    """The flags that make a run short, to stand behind its own."""
+    outside = command[0].startswith("benchmark/")
+    script = command[1] if outside and len(command) > 1 else Path(command[0]).stem
+    if script not in SMOKE:
+        fail(f"--scale smoke: how to make {shlex.join(command)} short is not known, only {' '.join(sorted(SMOKE))}")
+    flags = shlex.split(SMOKE[script] + SMOKE_SUITE * (outside and not command[0].endswith("ablations.py")))
+    without_looks = "--eval-modes" in command and not Path("data/dmcgb").exists()
+    return [*flags, "--eval-modes"] if without_looks else flags
+
+
+# ---- A run as a process ----
+def start(run, environment):
+    """Starts a run, or goes on with it, and returns its Popen; None if another sweep is at it.
+
+    Its log is the lock: the process holds it as its output, so it is free when nobody writes there any more.
+    """
+    run.log.parent.mkdir(parents=True, exist_ok=True)
+    with open(run.log, "ab") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        except OSError:
+            pass  # a file system without locks
+        folder = run.folder()
+        words = [*run.command, "--resume", str(folder)] if folder else run.words()
+        command = [sys.executable, *words]
+        if folder and finished(folder):
+            command = ["true"]  # another sweep has ended it by now
+        else:
+            log.write(f"$ {shlex.join(['python', *words])}\n".encode())
+            log.flush()
+        how = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT, "process_group": 0}
+        return subprocess.Popen(command, **how, env=os.environ | environment, preexec_fn=set_signals)
+
+
+def set_signals():
+    """In the new process, which has a group of its own: a terminal's Ctrl-C is for the launcher, which passes it on.
+
+    If whoever started it is killed, the kernel sends it SIGTERM, and it saves. SIGUSR2 is for Slurm's worker alone.
+    """
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
+def tail(run, lines=10):
+    """The last lines of a run's log, or where it was never begun of Slurm's."""
+    logs = [log for log in (run.log, run.log.with_suffix(".slurm")) if log.exists()]
+    return logs[0].read_text(errors="replace").rstrip().splitlines()[-lines:] if logs else []
+
+
+# ---- Where runs are run: start(run) -> whether it was started, alive() -> names of those that go on, stop() ----
+class Local:
+    """This machine, some runs at a time."""
+
+    poll_seconds = 0.2
+
+    def __init__(self, args, runs):
+        gpus = visible_gpus()
+        workers = args.workers or max(len(gpus) * args.runs_per_gpu, 1)
+        threads = max(len(os.sched_getaffinity(0)) // workers, 1)
+        self.free = [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))} for _ in range(workers)]
+        for worker, environment in enumerate(self.free):
+            if gpus:
+                environment["CUDA_VISIBLE_DEVICES"] = gpus[worker % len(gpus)]
+        self.processes = {}
+
+    def start(self, run):
+        process = start(run, self.free[0]) if self.free else None
+        if process:
+            self.processes[run.name] = process, self.free.pop(0)
+        return process is not None
+
+    def alive(self):
+        for name, (process, environment) in list(self.processes.items()):
+            if process.poll() is not None:
+                del self.processes[name]
+                self.free.append(environment)
+        return set(self.processes)
+
+    def stop(self):
+        """Easy to miss: once, as a second signal ends a run before it has saved."""
+        for process, _ in self.processes.values():
+            process.send_signal(signal.SIGTERM)
+
+
+def visible_gpus():
+    """What CUDA_VISIBLE_DEVICES may name, one by one."""
+    import torch
+
+    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return named.split(",")[:count] if named else [str(gpu) for gpu in range(count)]
+
+
+class Slurm:
+    """A job a run. Jobs outlive a launcher that is killed, and the next one finds them by their names."""
+
+    poll_seconds = 5
+
+    def __init__(self, args, runs):
+        self.names = {run.name for run in runs}
+        self.threads = {"OMP_NUM_THREADS": str(args.cpus_per_run)}
+        try:
+            self.executor = submitit.SlurmExecutor(Path(runs[0].home, ".launch", "slurm"), max_num_timeout=1000)
+        except RuntimeError:
+            fail("--backend slurm: there is no srun here")
+        wanted = {"time": args.time_minutes, "cpus_per_task": args.cpus_per_run, "stderr_to_stdout": True}
+        wanted |= {"partition": args.partition, "account": args.account, "gpus_per_node": args.gpus_per_run}
+        wanted["mem"] = f"{args.memory_gb}GB" if args.memory_gb else ""
+        self.executor.update_parameters(**{name: value for name, value in wanted.items() if value})
+        try:
+            self.queued = self.queue()
+        except subprocess.CalledProcessError as error:
+            fail(f"--backend slurm: {error.stderr.strip()}")
+
+    def queue(self):
+        """{name: job} of the sweep's jobs that wait or run."""
+        command = ["squeue", "--me", "--noheader", "--format=%A %j"]
+        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+        jobs = {name: job for job, name in (line.split(maxsplit=1) for line in lines)}
+        return {name: job for name, job in jobs.items() if name in self.names}
+
+    def start(self, run):
+        if run.name not in self.queued:
+            output = str(run.log.with_suffix(".slurm"))
+            more = {"srun_args": ["--output", output], "additional_parameters": {"requeue": True, "output": output}}
+            self.executor.update_parameters(job_name=run.name, **more)
+            try:
+                self.queued[run.name] = self.executor.submit(Worker(run, self.threads)).job_id
+            except RuntimeError as error:
+                fail(f"--backend slurm: {str(error).strip().splitlines()[-1]}")
+        return True
+
+    def alive(self):
+        with suppress(subprocess.CalledProcessError):  # Slurm's controller may be away for a while
+            self.queued = self.queue()
+        return set(self.queued)
+
+    def stop(self):
+        """Easy to miss: a plain scancel would kill srun, which then kills the run before it has saved."""
+        if self.queued:
+            subprocess.run(["scancel", "--state=PENDING", *self.queued.values()])
+            subprocess.run(["scancel", "--signal=TERM", *self.queued.values()])
+
+
+class Worker:
+    """A run inside a Slurm job. Slurm starts it again where it queues the job again, and the run goes on."""
+
+    def __init__(self, run, environment):
+        self.run, self.environment, self.pid = run, environment, None
+
+    def __call__(self):
+        while (process := start(self.run, self.environment)) is None:
+            time.sleep(1)
+        self.pid = process.pid
+        while process.poll() is None:
+            time.sleep(0.2)
+        if process.returncode:
+            sys.exit(process.returncode)  # and Slurm's accounts say so too
+
+    def checkpoint(self):
+        """submitit calls it shortly before the time limit, or when the job has to go. -> what is queued instead."""
+        with suppress(ProcessLookupError, ChildProcessError):
+            if self.pid:
+                os.kill(self.pid, signal.SIGUSR1)
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        return submitit.helpers.DelayedSubmission(Worker(self.run, self.environment))
+
+
+# ---- The sweep ----
+def sweep(runs, backend):
+    """Runs what is not finished. -> the runs that failed, the signal that ended the sweep or None."""
+    folders = folders_in(runs[0].home)
+    waiting = [run for run in runs if not any(map(finished, folders.get(identity(run.command), [])))]
+    live, failed, signals, told = [], [], [], False
+    print(f"{len(waiting)} to run, {len(runs) - len(waiting)} done", flush=True)
+
+    def on_signal(number, _):
+        signals.append(number)
+        for known in before:
+            signal.signal(known, signal.SIG_DFL)  # a second one ends the launcher at once
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    progress = Progress(len(runs), len(waiting))
+    while live or (waiting and not signals):
+        if not signals:
+            for run in [run for run in waiting if backend.start(run)]:
+                waiting.remove(run)
+                live.append(run)
+        elif not told:
+            backend.stop()
+            told = True
+        progress.show(live, waiting, failed)
+        time.sleep(backend.poll_seconds)
+        alive = backend.alive()
+        for run in [run for run in live if run.name not in alive]:
+            live.remove(run)
+            if not run.finished():
+                (waiting if signals else failed).append(run)
+    progress.show(live, waiting, failed)
+    progress.bar.close()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    return failed, signals[0] if signals else None
+
+
+class Progress:
+    """One line for the whole sweep: a bar, or where output is no terminal a line at each change."""
+
+    def __init__(self, total, waiting):
+        tqdm.monitor_interval = 0  # no thread beside the one that starts processes
+        self.terminal, self.total, self.line = sys.stderr.isatty(), total, None
+        about = {"unit": "run", "disable": not self.terminal, "dynamic_ncols": True}
+        self.bar = tqdm(total=total, initial=total - waiting, **about)
+
+    def show(self, live, waiting, failed):
+        done = self.total - len(live) - len(waiting) - len(failed)
+        line = f"{len(live)} running, {len(waiting)} waiting, {len(failed)} failed"
+        self.bar.set_postfix_str(line, refresh=False)
+        self.bar.update(done - self.bar.n)
+        self.bar.refresh()
+        if not self.terminal and line != self.line:
+            print(f"{done}/{self.total} done, {line}", flush=True)
+        self.line = line
+
+
+def check(args):
+    """Flags out of range."""
+    least = {"seeds": 1, "runs_per_gpu": 1, "time_minutes": 1, "cpus_per_run": 1}
+    for name in ("seeds", "workers", "runs_per_gpu", "time_minutes", "gpus_per_run", "cpus_per_run", "memory_gb"):
+        if getattr(args, name) < least.get(name, 0):
+            fail(f"--{name.replace('_', '-')} {getattr(args, name)}: at least {least.get(name, 0)}")
+    if not args.lists:
+        fail("which list? There are " + " ".join(sorted(map(str, Path(__file__).parent.glob("*.sh")))))
+
+
+def fail(message):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def main():
+    args = tyro.cli(Args)
+    check(args)
+    runs = runs_of(args)
+    if args.dry_run:
+        print("\n".join(shlex.join(["python", *run.words()]) for run in runs))
+        return
+    try:
+        Path(runs[0].home, ".launch").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"--runs-dir {args.runs_dir} cannot be written: {error.strerror}")
+    failed, number = sweep(runs, {"local": Local, "slurm": Slurm}[args.backend](args, runs))
+    for run in failed:
+        print(f"\nfailed: {shlex.join(['python', *run.words()])}", *tail(run), f"log: {run.log}", sep="\n  ")
+    if number:
+        print(f"stopped by {signal.Signals(number).name}; the same command goes on")
+        sys.exit(128 + number)
+    if failed:
+        sys.exit(f"\nerror: {len(failed)} of {len(runs)} runs failed; the same command tries them again")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+# Network randomization on Procgen (Lee et al. 2020): a line a method, a run a game.
+#
+#     python benchmark/launch.py benchmark/ppo_netrand.sh --seeds 3    # what is finished is skipped
+#     bash benchmark/ppo_netrand.sh                                    # one seed, one run after the other
+#
+# Hard mode, 500 levels, 25M steps; meant for a GPU. --plain-look trains on one look and evaluates on the full one too,
+# in the place of the paper's split of old CoinRun's themes, whose figures are not to be had as numbers.
+
+# CoinRun across looks: the method, PPO, and what else regularises PPO. Figure 3 looks at the first two; 3d, several
+# random kernels at once: python algos/ppo_netrand.py --evaluate runs/<folder> --mc-samples 20
+python algos/ppo_netrand.py --env-id coinrun --exp-name netrand --plain-look
+python algos/ppo_netrand.py --env-id coinrun --exp-name ppo --no-netrand --plain-look
+for name in gray cutout inversion jitter dropout batch_norm l2; do
+    python benchmark/ablations.py ppo_netrand $name --env-id coinrun --exp-name ppo_$name --no-netrand --plain-look
+done
+
+# The parts of the method: no feature matching; the share of clean iterations, of which 0.1 is above; a clean iteration
+# as the paper's formula has it, an identity kernel.
+python algos/ppo_netrand.py --env-id coinrun --exp-name no_matching --fm-coef 0 --plain-look
+for prob in 0 0.5 1; do
+    python algos/ppo_netrand.py --env-id coinrun --exp-name clean$prob --clean-prob $prob --plain-look
+done
+python algos/ppo_netrand.py --env-id coinrun --exp-name identity --clean-mode identity --plain-look
+
+# Across levels, in CoinRun and in the games of mixreg's comparison, where the method is reported to do badly.
+for game in coinrun caveflyer climber dodgeball fruitbot jumper starpilot; do
+    python algos/ppo_netrand.py --env-id $game --exp-name netrand_levels
+    python algos/ppo_netrand.py --env-id $game --exp-name ppo_levels --no-netrand
+done
+
+# The same over the 200M steps of Procgen's hard protocol.
+for game in coinrun caveflyer climber dodgeball fruitbot jumper starpilot; do
+    python algos/ppo_netrand.py --env-id $game --exp-name netrand_200m --total-timesteps 200000000
+    python algos/ppo_netrand.py --env-id $game --exp-name ppo_200m --no-netrand --total-timesteps 200000000
+done
+
+# The authors' code on old CoinRun: raw rewards, a learning rate and a clip range that fall to 0, 32 environments, 256M
+# steps.
+OLD="--no-norm-reward --anneal-lr --anneal-clip --num-envs 32 --total-timesteps 256000000"
+python algos/ppo_netrand.py --env-id coinrun --exp-name netrand_code --plain-look $OLD
+python algos/ppo_netrand.py --env-id coinrun --exp-name ppo_code --no-netrand --plain-look $OLD

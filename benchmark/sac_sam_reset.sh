@@ -1,0 +1,41 @@
+# SAC + SAM + Reset on DeepMind Control from pixels (Lee et al. 2023): a line a row of a table, a run a task.
+#
+#     python benchmark/launch.py benchmark/sac_sam_reset.sh --seeds 10    # what is finished is skipped
+#     bash benchmark/sac_sam_reset.sh                                     # one seed, one run after the other
+#
+# DMC-M's eleven tasks, 2M frames a run: 8 to 15 hours of a GPU in the paper.
+TASKS="acrobot-swingup cartpole-swingup_sparse cheetah-run finger-turn_easy finger-turn_hard hopper-hop quadruped-run
+    quadruped-walk reacher-easy reacher-hard walker-run"
+BASE="--no-sam --reset-every 0"
+
+# Table 2. L2's row is the best of three weights.
+for task in $TASKS; do
+    python algos/sac_sam_reset.py --env-id $task --exp-name sac_base $BASE
+    python algos/sac_sam_reset.py --env-id $task --exp-name sac_sam --reset-every 0
+    python algos/sac_sam_reset.py --env-id $task --exp-name sac_reset --no-sam
+    python algos/sac_sam_reset.py --env-id $task --exp-name sac_sam_reset
+    for baseline in l2_1e-3 l2_1e-4 l2_1e-5 layer_norm crelu; do
+        python benchmark/ablations.py sac_sam_reset $baseline --env-id $task --exp-name sac_$baseline $BASE
+    done
+done
+
+# Figure 3d: whose loss takes SAM's step, without and with resets; both is Table 2's.
+for task in $TASKS; do
+    for part in critic actor; do
+        python algos/sac_sam_reset.py --env-id $task --exp-name ${part}_sam --sam-on $part --reset-every 0
+        python algos/sac_sam_reset.py --env-id $task --exp-name ${part}_sam_reset --sam-on $part
+    done
+done
+
+# The length of SAM's step, whose values are not legible in the paper; the default, its authors' code's, is 0.01 here.
+for rho in 0.003 0.03 0.1; do
+    python algos/sac_sam_reset.py --env-id quadruped-run --exp-name rho$rho --sam-rho $rho
+done
+
+# The authors' code: a smaller learning rate, and their later method, which adds layer normalisation and CReLU and lets
+# SAM step in the encoder alone (`plastic` says what of it is there).
+for task in $TASKS; do
+    python algos/sac_sam_reset.py --env-id $task --exp-name code_base $BASE --learning-rate 1e-4
+    python algos/sac_sam_reset.py --env-id $task --exp-name code_sam_reset --learning-rate 1e-4
+    python benchmark/ablations.py sac_sam_reset plastic --env-id $task --exp-name code_plastic --learning-rate 1e-4
+done

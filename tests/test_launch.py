@@ -1,0 +1,488 @@
+"""The lists of benchmark/ hold commands that exist, and launch.py brings each to its end, whatever interrupts it.
+
+Most sweeps here are of a program that keeps the scripts' contract and takes a second: a folder with args.json, a
+checkpoint a step, --resume, and signals after which it saves.
+"""
+
+import dataclasses
+import json
+import os
+import pty
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+import tyro
+from conftest import ROOT, SCRIPTS, load
+from test_curves import load as benchmark
+from test_curves import run as main
+
+FAKE = """
+import argparse, json, os, shutil, signal, sys, time
+from pathlib import Path
+
+parser = argparse.ArgumentParser()
+for flag in ("--env-id", "--exp-name", "--seed", "--runs-dir", "--resume"):
+    parser.add_argument(flag)
+parser.add_argument("--steps", type=int, default=2)
+args, here = parser.parse_args(), Path(__file__).parent
+if args.exp_name == "broken":
+    print("a line before")
+    sys.exit("error: this one breaks")
+stopped = []
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, lambda number, _: stopped.append(number))
+folder = Path(args.resume or f"{args.runs_dir}/{args.env_id}__{args.exp_name}__{args.seed}__{time.time_ns()}")
+if not args.resume:
+    folder.mkdir(parents=True)
+    (folder / "args.json").write_text(json.dumps({"command": sys.argv}))
+(folder / "pid").write_text(str(os.getpid()))
+steps = folder / "steps"
+
+
+def save(state):
+    shutil.copy(here / f"{state}.pt", folder / "checkpoint.tmp")
+    os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
+
+
+for step in range(len(steps.read_text().split()) if args.resume else 0, args.steps):
+    time.sleep(0.05)
+    with open(steps, "a") as file:
+        print(step, file=file)
+    save("running")
+    if stopped:
+        print(f"stopped by {signal.Signals(stopped[0]).name}")
+        sys.exit(128 + stopped[0])
+save("done")
+"""
+LISTS = sorted((ROOT / "benchmark").glob("*.sh"))
+launch = benchmark("launch")
+
+
+@pytest.fixture
+def fake(tmp_path):
+    """write(*lines) -> a list of runs of the program above, whose flags the lines are."""
+    (tmp_path / "fake.py").write_text(FAKE)
+    for name in ("running", "done"):
+        torch.save({"done": name == "done"}, tmp_path / f"{name}.pt")
+
+    def write(*lines):
+        path = tmp_path / "list.sh"
+        path.write_text("".join(f"python {tmp_path}/fake.py {line}\n" for line in lines))
+        return path
+
+    return write
+
+
+def start(path, *flags, **how):
+    """A sweep in a session of its own, whose runs go to `runs` beside its list."""
+    command = [sys.executable, ROOT / "benchmark" / "launch.py", path, "--runs-dir", path.parent / "runs", *flags]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(list(map(str, command)), cwd=ROOT, start_new_session=True, **output | how)
+
+
+def sweep(path, *flags):
+    """-> (exit code, output) of a whole sweep."""
+    process = start(path, *flags)
+    output, _ = process.communicate(timeout=240)
+    return process.returncode, output
+
+
+def wait_until(ready, seconds=120):
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def folders(path):
+    return sorted(file.parent for file in (path.parent / "runs").glob("*/args.json"))
+
+
+def steps_in(folder):
+    return [int(step) for step in (folder / "steps").read_text().split()] if (folder / "steps").exists() else []
+
+
+def all_began(path, count):
+    """Whether `count` runs have taken some steps."""
+    return lambda: sum(len(steps_in(folder)) > 3 for folder in folders(path)) == count
+
+
+def logs(path):
+    return "".join(log.read_text() for log in sorted((path.parent / "runs" / ".launch").glob("*.log")))
+
+
+# ---- The lists ----
+def of_command(command):
+    """(script's module, ablation or None, whether of a suite outside of it, flags) of a command of a list."""
+    program, *words = command
+    if program.startswith("algos/"):
+        return load(Path(program).stem), None, False, words
+    script, *words = words
+    if program == "benchmark/ablations.py":
+        return load(script), words[0], False, words[1:]
+    assert program in ("benchmark/manipulation.py", "benchmark/drawerworld.py")
+    return load(script), None, True, words
+
+
+@pytest.mark.parametrize("scale", ["paper", "smoke"])
+@pytest.mark.parametrize("path", LISTS, ids=lambda path: path.stem)
+def test_each_line_of_a_list_is_a_command(path, scale, monkeypatch):
+    """Its flags are the script's, in their range, and no two lines write into folders of one name."""
+    monkeypatch.chdir(ROOT)
+    ablations, parsed, names = benchmark("ablations").ABLATIONS, {}, []
+    for run in launch.runs_of(launch.Args(lists=(str(path),), scale=scale)):
+        script, ablation, suite, flags = of_command(run.command)
+        assert ablation is None or ablation in ablations[script.__name__], ablation
+        env_id = flags.pop(flags.index("--env-id") + 1) if not suite else "the suite's"
+        flags = [flag for flag in flags if flag != "--env-id"]
+        if (key := (script.__name__, *flags)) not in parsed:
+            parsed[key] = tyro.cli(script.Args, args=flags)
+        args = dataclasses.replace(parsed[key], env_id=env_id)
+        names.append((run.command[0] if suite else "", env_id, args.exp_name))
+        if script.__name__ != "drqv2_pieg":
+            script.check(args)
+        elif not suite:
+            script.task_of(args.env_id)
+    assert len(set(names)) == len(names)
+
+
+def test_every_script_has_a_list():
+    assert [path.stem for path in LISTS] == SCRIPTS
+
+
+def test_only_seeds_and_dry_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+    def printed(*flags):
+        chosen = ["benchmark/mdpo.sh", "--only", "bigfish", "--only", "exp-name mdpo ", "--dry-run"]
+        main(launch, monkeypatch, *chosen, *flags)
+        return capsys.readouterr().out.splitlines()
+
+    expected = [f"python algos/mdpo.py --env-id bigfish --exp-name mdpo --seed {seed}" for seed in (1, 2)]
+    assert printed("--seeds", 2) == expected
+    assert printed("--runs-dir", tmp_path) == [f"{expected[0]} --runs-dir {tmp_path}"]
+    assert printed("--scale", "smoke") == [expected[0].replace("--seed", launch.SMOKE["mdpo"] + " --seed")]
+    assert not list(tmp_path.iterdir())
+
+
+def test_bash_reads_a_list(tmp_path, monkeypatch):
+    """Loops, variables, quotes, empty words, functions and other shells; what it prints is no command."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.py").touch()
+    text = """
+        f() { python a.py "$@"; }
+        echo no command
+        for i in 1 2; do python a.py --n $i; done
+        f 'two words' "" "a
+        line"
+        (python a.py in a subshell) && bash -c 'python a.py in another'
+    """
+    Path("list.sh").write_text(text)
+    ns = [("a.py", "--n", "1"), ("a.py", "--n", "2")]
+    words = ("a.py", "two words", "", "a\n        line")
+    assert launch.commands_of("list.sh") == [*ns, words, ("a.py", "in", "a", "subshell"), ("a.py", "in", "another")]
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "error"),
+    [
+        (None, [], "list.sh: no such list"),
+        ("python fake.py; false", [], "list.sh: exit code 1"),
+        ("python fake.py $missing", [], "missing: unbound variable"),
+        ("for", [], "syntax error"),
+        ("echo python fake.py", [], "list.sh: calls no python, so there is nothing to run"),
+        ("python", [], "no script '' here"),
+        ("python algos/nothing.py", [], "no script 'algos/nothing.py' here"),
+        ("python fake.py", ["--only", "bigfish"], "--only bigfish: no command of "),
+        ("python fake.py", ["--scale", "smoke"], "--scale smoke: how to make fake.py short is not known, only drq"),
+        ("python fake.py", ["--seeds", "0"], "--seeds 0: at least 1"),
+        ("python fake.py", ["--workers", "-1"], "--workers -1: at least 0"),
+        ("python fake.py", ["--runs-dir", "fake.py"], "--runs-dir fake.py cannot be written: Not a directory"),
+        ("python fake.py", ["--backend", "slurm"], "--backend slurm: there is no srun here"),
+    ],
+)
+def test_a_mistake_is_one_line(text, flags, error, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("fake.py").touch()
+    Path("bin").mkdir()
+    Path("bin", "bash").symlink_to(shutil.which("bash"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    if text is not None:
+        Path("list.sh").write_text(text + "\n")
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(launch, monkeypatch, "list.sh", *flags)
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and said.err.startswith("error: ") and error in said.err
+
+
+# ---- What a run is ----
+def test_a_run_is_known_by_its_command(tmp_path):
+    """Wherever the script was called from and its folder lies; a folder without a checkpoint is none of its."""
+    run = launch.Run(("algos/mdpo.py", "--env-id", "bigfish", "--seed", "1"), str(tmp_path))
+
+    def folder(name, command, done=None):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "args.json").write_text(json.dumps({"command": command}))
+        if done is not None:
+            torch.save({"done": done}, tmp_path / name / "checkpoint.pt")
+        return tmp_path / name
+
+    assert run.folder() is None and not run.finished()
+    folder("dead", list(run.command))
+    folder("other", ["algos/mdpo.py", "--env-id", "bigfish", "--seed", "2"], done=True)
+    (folder("cut", list(run.command), done=False) / "args.json").write_text("{")
+    assert run.folder() is None
+    half = folder("half", ["/there/algos/mdpo.py", *run.command[1:], "--runs-dir", "elsewhere"], done=False)
+    assert run.folder() == half and not run.finished()
+    whole = folder("whole", list(run.command), done=True)
+    os.utime(whole / "checkpoint.pt", (0, 0))  # finished comes before newer
+    assert run.folder() == whole and run.finished()
+    (whole / "checkpoint.pt").write_bytes(b"no checkpoint")
+    os.utime(whole / "checkpoint.pt", (0, 0))
+    assert run.folder() == half and not run.finished()
+
+
+def test_workers_share_gpus_and_cores(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(12))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    def environments(gpus=None, **flags):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if gpus is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+        return [tuple(slot.values()) for slot in launch.Local(launch.Args(lists=(), **flags), []).free]
+
+    assert environments() == [("6", "0"), ("6", "1")]
+    assert environments("4,7", runs_per_gpu=2) == [("3", "4"), ("3", "7"), ("3", "4"), ("3", "7")]
+    assert environments(workers=3) == [("4", "0"), ("4", "1"), ("4", "0")]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert environments("") == [("12",)]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert environments(workers=2) == [("5",), ("5",)]
+
+
+# ---- Sweeps on this machine ----
+def test_a_sweep_ends_and_a_second_start_does_nothing(fake):
+    path = fake("--env-id a --exp-name one", "--env-id b --exp-name one")
+    code, output = sweep(path, "--seeds", "2", "--workers", "2")
+    assert code == 0 and output.startswith("4 to run, 0 done\n") and "4/4 done, 0 running, 0 waiting" in output
+    assert [steps_in(folder) for folder in folders(path)] == 4 * [[0, 1]]
+    before = logs(path)
+    assert sweep(path, "--seeds", "2", "--workers", "2") == (
+        0,
+        "0 to run, 4 done\n4/4 done, 0 running, 0 waiting, 0 failed\n",
+    )
+    assert logs(path) == before and len(folders(path)) == 4
+
+
+def test_on_a_terminal_the_sweep_is_one_bar(fake):
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 120))
+    process = start(fake("--env-id a", "--env-id b"), stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # the terminal's end
+        while part := os.read(ours, 4096):
+            shown += part
+    os.close(ours)
+    assert process.communicate(timeout=60)[0] == "2 to run, 0 done\n" and process.returncode == 0
+    assert b"| 2/2 [" in shown and b"0 running, 0 waiting, 0 failed" in shown and b"\n" not in shown.rstrip()
+
+
+def test_a_run_that_fails_is_listed_with_the_end_of_its_log(fake):
+    path = fake("--env-id a --exp-name broken", "--env-id b")
+    for to_run, done in ((2, 0), (1, 1)):  # it is tried again
+        code, output = sweep(path)
+        assert code == 1 and f"{to_run} to run, {done} done" in output
+        _, _, failures = output.partition("failed: ")
+        assert failures.startswith(f"python {path.parent}/fake.py --env-id a --exp-name broken --seed 1")
+        assert "  a line before\n  error: this one breaks\n" in failures and failures.count("failed: ") == 0
+        assert failures.endswith("error: 1 of 2 runs failed; the same command tries them again\n")
+    assert [steps_in(folder) for folder in folders(path)] == [[0, 1]]
+
+
+@pytest.mark.parametrize("how", ["ctrl-c", "kill", "kill -9", "kill -9 of all"])
+def test_what_is_interrupted_goes_on(how, fake):
+    """A terminal's Ctrl-C reaches the launcher's group; the runs are not in it, and save whoever dies."""
+    path = fake("--env-id a --steps 60", "--env-id b --steps 60", "--env-id c --steps 60")
+    process = start(path, "--workers", "2")
+    wait_until(all_began(path, 2))
+    if how == "kill -9 of all":
+        for folder in folders(path):
+            os.kill(int((folder / "pid").read_text()), signal.SIGKILL)
+    number = {"ctrl-c": signal.SIGINT, "kill": signal.SIGTERM}.get(how, signal.SIGKILL)
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=60)
+    half = folders(path)
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 128 + number
+        assert output.endswith(f"stopped by {number.name}; the same command goes on\n") and "failed: " not in output
+    assert len(half) == 2 and all(len(steps_in(folder)) < 60 for folder in half)
+    code, output = sweep(path, "--workers", "2")
+    assert code == 0 and output.startswith("3 to run, 0 done\n") and len(folders(path)) == 3
+    assert set(half) < set(folders(path)) and all(f"--resume {folder}" in logs(path) for folder in half)
+    assert logs(path).count("stopped by SIGTERM") == (0 if how == "kill -9 of all" else 2)
+    for folder in folders(path):
+        assert steps_in(folder) == list(range(60))
+
+
+def test_two_sweeps_share_their_runs(fake):
+    path = fake(*(f"--env-id {name} --steps 20" for name in "abcd"))
+    both = [start(path), start(path)]
+    assert [process.communicate(timeout=120) and process.returncode for process in both] == [0, 0]
+    assert len(folders(path)) == 4 and all(steps_in(folder) == list(range(20)) for folder in folders(path))
+    assert logs(path).count("$ python") == 4
+
+
+def test_a_smoke_run_of_mdpo(tmp_path):
+    shutil.copy(ROOT / "benchmark" / "mdpo.sh", tmp_path)
+    flags = ["--only", "bigfish --exp-name ppo ", "--scale", "smoke"]
+    assert sweep(tmp_path / "mdpo.sh", *flags)[0] == 0
+    (folder,) = folders(tmp_path / "mdpo.sh")
+    assert folder.name.startswith("bigfish__ppo__1__") and (folder / "evaluation.csv").exists()
+    assert sweep(tmp_path / "mdpo.sh", *flags)[1].startswith("0 to run, 1 done\n")
+
+
+# ---- Sweeps on a Slurm of one node ----
+CONFIG = """
+ClusterName=test
+SlurmctldHost=localhost
+SlurmUser=root
+SlurmdUser=root
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+MpiDefault=none
+SlurmdParameters=config_overrides
+KillWait=10
+SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1
+NodeName=localhost CPUs=2 State=UNKNOWN
+PartitionName=test Nodes=localhost Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def slurm_answers(*command):
+    return subprocess.run(command, capture_output=True, text=True).stdout.split()
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    """A Slurm of its own on this machine, which the environment variable SLURM_CONF leads to."""
+    daemons = {
+        name: shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in ("munged", "slurmctld", "slurmd")
+    }
+    if missing := [name for name, path in daemons.items() if path is None]:
+        pytest.skip(f"no {' '.join(missing)} here: apt-get install slurm-wlm munge")
+    if os.getuid() != 0:
+        pytest.skip("only root can start Slurm's daemons")
+    folder = Path(tempfile.mkdtemp(prefix="slurm"))  # short, as a socket's path has to be
+    sockets = [socket.create_server(("localhost", 0)) for _ in range(2)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    for name in ("state", "spool"):
+        (folder / name).mkdir()
+    (folder / "slurm.conf").write_text(CONFIG.format(folder=folder, ports=ports))
+    (folder / "key").write_bytes(os.urandom(128))
+    (folder / "key").chmod(0o400)
+    munge = [f"--{name}={folder / file}" for name, file in (("key-file", "key"), ("socket", "munge.socket"))]
+    munge += [f"--{name}-file={folder / name}" for name in ("pid", "log", "seed")]
+    commands = [
+        ["munged", "--foreground", "--force", *munge],
+        ["slurmctld", "-D", "-i"],
+        ["slurmd", "-D", "-N", "localhost"],
+    ]
+    patch = pytest.MonkeyPatch()
+    patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+    log, processes = open(folder / "output", "w"), []
+    try:
+        for name, *flags in commands:
+            processes.append(subprocess.Popen([daemons[name], *flags], stdout=log, stderr=log))
+            time.sleep(1)
+        wait_until(lambda: slurm_answers("sinfo", "--noheader", "--format=%t") == ["idle"], 60)
+        yield
+        subprocess.run(["scancel", "--user=root"])
+        wait_until(lambda: not slurm_answers("squeue", "--noheader"), 60)
+    except AssertionError:
+        print((folder / "output").read_text())
+        raise
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            process.wait()
+        log.close()
+        patch.undo()
+        shutil.rmtree(folder)
+
+
+ON_SLURM = ["--backend", "slurm", "--gpus-per-run", "0", "--cpus-per-run", "1"]
+
+
+def job_of(path, folder):
+    """Slurm's number of the job that runs into a folder."""
+    command = json.loads((folder / "args.json").read_text())["command"]
+    run = launch.Run(tuple(command[: command.index("--runs-dir")]), str(path.parent / "runs"))
+    return slurm_answers("squeue", "--noheader", f"--name={run.name}", "--format=%A")[0]
+
+
+def test_on_slurm_a_sweep_ends_although_jobs_are_queued_again(slurm, fake):
+    """One by an administrator or a preemption, one because it was warned of its time limit; a third one fails."""
+    path = fake("--env-id a --steps 100", "--env-id b --steps 100", "--env-id c --exp-name broken")
+    smoke = f"python algos/mdpo.py --env-id bigfish --num-agents 1 {launch.SMOKE['mdpo']}\n"
+    path.write_text(path.read_text() + smoke)
+    process = start(path, *ON_SLURM)
+    wait_until(all_began(path, 2))
+    one, two = folders(path)[:2]
+    subprocess.run(["scontrol", "requeue", job_of(path, one)], check=True)
+    subprocess.run(["scancel", "--signal=USR2", job_of(path, two)], check=True)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1 and "3/4 done, 0 running, 0 waiting, 1 failed" in output
+    assert "  error: this one breaks\n" in output and "error: 1 of 4 runs failed" in output
+    for folder, number in ((one, "SIGTERM"), (two, "SIGUSR1")):
+        assert steps_in(folder) == list(range(100)) and f"--resume {folder}" in logs(path)
+        assert f"stopped by {number}\n" in logs(path)
+    assert len(folders(path)) == 3
+    before = logs(path)
+    code, output = sweep(path, *ON_SLURM, "--only", "steps 100")
+    assert code == 0 and output.startswith("0 to run, 2 done\n") and logs(path) == before
+
+
+def test_on_slurm_jobs_outlive_the_launcher_and_ctrl_c_saves_them(slurm, fake):
+    path = fake("--env-id a --steps 400", "--env-id b --steps 400", "--env-id c --steps 400")
+    first = start(path, *ON_SLURM)
+    wait_until(all_began(path, 2))
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate(timeout=60)
+    jobs = slurm_answers("squeue", "--noheader", "--format=%A")
+    assert len(jobs) == 3
+    second = start(path, *ON_SLURM)
+    assert second.stdout.readline() == "3 to run, 0 done\n" and "3 running" in second.stdout.readline()
+    assert slurm_answers("squeue", "--noheader", "--format=%A") == jobs  # found, not submitted again
+    second.send_signal(signal.SIGINT)
+    output, _ = second.communicate(timeout=120)
+    assert second.returncode == 130 and output.endswith("stopped by SIGINT; the same command goes on\n")
+    assert not slurm_answers("squeue", "--noheader") and logs(path).count("stopped by SIGTERM") == 2
+    assert all(3 < len(steps_in(folder)) < 400 for folder in folders(path)) and len(folders(path)) == 2
+    code, output = sweep(path, *ON_SLURM, "--partition", "nowhere")
+    assert code == 2 and "error: --backend slurm: sbatch: error: " in output and "Traceback" not in output
