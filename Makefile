@@ -8,6 +8,7 @@ train: install
 
 test: install
 	@$(METAWORLD) || echo "warning: no Meta-World, so the tests of benchmark/drawerworld.py are skipped" >&2
+	@$(SLURM) || echo "warning: no Slurm, so the tests of launch.py on one are skipped" >&2
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/python -m pytest $(ARGS)
@@ -16,6 +17,10 @@ install: libraries .venv/installed
 
 # What benchmark/drawerworld.py needs besides.
 METAWORLD = .venv/bin/python -m pip install --disable-pip-version-check --no-deps -r benchmark/requirements-drawerworld.txt
+
+# A Slurm for the tests, on Debian as root; nothing of it is started but by them.
+SLURM = { command -v slurmctld && command -v munged; } >/dev/null || \
+	{ $(APT) update && DEBIAN_FRONTEND=noninteractive $(APT) install -y --no-install-recommends slurm-wlm munge; }
 
 drawerworld: install
 	$(METAWORLD)

@@ -49,6 +49,8 @@ def short_form(path, argv):
         return [f"--flags={ROWS[Path(argv[0]).stem]['flags']}", "--iterations", "1"]
     if path.startswith("benchmark/looks.py"):
         return ["--episodes", "2", "--steps", "8"]
+    if path.startswith("benchmark/launch.py"):
+        return ["--dry-run"]  # test_launch.py runs them, on a Slurm too
     if path.startswith(("benchmark/plot_aggregate.py", "benchmark/report.py")):
         return ["--reps", "3"]
     if path.startswith("benchmark/robustness.py"):
