@@ -3,7 +3,7 @@
 #     python benchmark/launch.py benchmark/drq_sam_reset.sh --seeds 10 --runs-per-gpu 3    # what is finished is skipped
 #     bash benchmark/drq_sam_reset.sh                                                      # one seed, one by one
 #
-# 100,000 steps a run, about an hour of a GPU shared by three in the paper.
+# 100,000 steps a run; the paper had three at a time on a GPU, which took three hours.
 GAMES="alien amidar assault asterix bank_heist battle_zone boxing breakout chopper_command crazy_climber demon_attack
     freeway frostbite gopher hero jamesbond kangaroo krull kung_fu_master ms_pacman pong private_eye qbert road_runner
     seaquest up_n_down"

@@ -399,7 +399,7 @@ class Progress:
 
     def show(self, live, waiting, failed):
         done = self.total - len(live) - len(waiting) - len(failed)
-        line = f"{len(live)} running, {len(waiting)} waiting, {len(failed)} failed"
+        line = f"{len(live)} under way, {len(waiting)} waiting, {len(failed)} failed"
         self.bar.set_postfix_str(line, refresh=False)
         self.bar.update(done - self.bar.n)
         self.bar.refresh()

@@ -142,7 +142,7 @@ def test_each_line_of_a_list_is_a_command(path, scale, monkeypatch):
     ablations, parsed, names = benchmark("ablations").ABLATIONS, {}, []
     for run in launch.runs_of(launch.Args(lists=(str(path),), scale=scale)):
         script, ablation, suite, flags = of_command(run.command)
-        assert ablation is None or ablation in ablations[script.__name__], ablation
+        assert ablation is None or ablation in ablations.get(script.__name__, ()), ablation
         env_id = flags.pop(flags.index("--env-id") + 1) if not suite else "the suite's"
         flags = [flag for flag in flags if flag != "--env-id"]
         if (key := (script.__name__, *flags)) not in parsed:
@@ -276,12 +276,12 @@ def test_workers_share_gpus_and_cores(monkeypatch):
 def test_a_sweep_ends_and_a_second_start_does_nothing(fake):
     path = fake("--env-id a --exp-name one", "--env-id b --exp-name one")
     code, output = sweep(path, "--seeds", "2", "--workers", "2")
-    assert code == 0 and output.startswith("4 to run, 0 done\n") and "4/4 done, 0 running, 0 waiting" in output
+    assert code == 0 and output.startswith("4 to run, 0 done\n") and "4/4 done, 0 under way, 0 waiting" in output
     assert [steps_in(folder) for folder in folders(path)] == 4 * [[0, 1]]
     before = logs(path)
     assert sweep(path, "--seeds", "2", "--workers", "2") == (
         0,
-        "0 to run, 4 done\n4/4 done, 0 running, 0 waiting, 0 failed\n",
+        "0 to run, 4 done\n4/4 done, 0 under way, 0 waiting, 0 failed\n",
     )
     assert logs(path) == before and len(folders(path)) == 4
 
@@ -297,7 +297,7 @@ def test_on_a_terminal_the_sweep_is_one_bar(fake):
             shown += part
     os.close(ours)
     assert process.communicate(timeout=60)[0] == "2 to run, 0 done\n" and process.returncode == 0
-    assert b"| 2/2 [" in shown and b"0 running, 0 waiting, 0 failed" in shown and b"\n" not in shown.rstrip()
+    assert b"| 2/2 [" in shown and b"0 under way, 0 waiting, 0 failed" in shown and b"\n" not in shown.rstrip()
 
 
 def test_a_run_that_fails_is_listed_with_the_end_of_its_log(fake):
@@ -457,7 +457,7 @@ def test_on_slurm_a_sweep_ends_although_jobs_are_queued_again(slurm, fake):
     subprocess.run(["scontrol", "requeue", job_of(path, one)], check=True)
     subprocess.run(["scancel", "--signal=USR2", job_of(path, two)], check=True)
     output, _ = process.communicate(timeout=300)
-    assert process.returncode == 1 and "3/4 done, 0 running, 0 waiting, 1 failed" in output
+    assert process.returncode == 1 and "3/4 done, 0 under way, 0 waiting, 1 failed" in output
     assert "  error: this one breaks\n" in output and "error: 1 of 4 runs failed" in output
     for folder, number in ((one, "SIGTERM"), (two, "SIGUSR1")):
         assert steps_in(folder) == list(range(100)) and f"--resume {folder}" in logs(path)
@@ -477,7 +477,7 @@ def test_on_slurm_jobs_outlive_the_launcher_and_ctrl_c_saves_them(slurm, fake):
     jobs = slurm_answers("squeue", "--noheader", "--format=%A")
     assert len(jobs) == 3
     second = start(path, *ON_SLURM)
-    assert second.stdout.readline() == "3 to run, 0 done\n" and "3 running" in second.stdout.readline()
+    assert second.stdout.readline() == "3 to run, 0 done\n" and "3 under way" in second.stdout.readline()
     assert slurm_answers("squeue", "--noheader", "--format=%A") == jobs  # found, not submitted again
     second.send_signal(signal.SIGINT)
     output, _ = second.communicate(timeout=120)
