@@ -360,6 +360,6 @@ def test_make_test_stops_where_anything_fails_but_getting_meta_world(target, bro
         (tmp_path / ".venv" / "bin" / name).write_text(f'#!/bin/sh\ntest "$2" != {broken}\n')
         (tmp_path / ".venv" / "bin" / name).chmod(0o755)
     (tmp_path / ".venv" / "installed").touch()
-    done = subprocess.run(["make", "MISSING=", target], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(["make", "MISSING=", "SLURM=true", target], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     assert ("the tests of benchmark/drawerworld.py are skipped" in done.stderr) == warned

@@ -50,7 +50,7 @@ def short_form(path, argv):
     if path.startswith("benchmark/looks.py"):
         return ["--episodes", "2", "--steps", "8"]
     if path.startswith("benchmark/launch.py"):
-        return ["--dry-run"]  # test_launch.py runs them, on a Slurm too
+        return ["--only", "exp-name ppo ", "--seeds", "1"] if "smoke" in argv else ["--dry-run"]
     if path.startswith(("benchmark/plot_aggregate.py", "benchmark/report.py")):
         return ["--reps", "3"]
     if path.startswith("benchmark/robustness.py"):
