@@ -14,6 +14,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 import papers
 import tyro
 from papers import fail
@@ -68,9 +69,9 @@ def printed(files=()):
 def draw_all(data, floor=None, printed=None):
     """The figure of papers.load's rows, with level lines of papers.per_task's."""
     methods = [method for method in data["method"].unique() if method != floor]
-    if len(methods) > len(COLOURS):
-        raise ValueError(f"{len(methods)} methods, and colours for {len(COLOURS)}: draw some of them")
-    colours, tasks = dict(zip(methods, COLOURS, strict=False)), sorted(data["task"].unique())
+    scale = matplotlib.colormaps["viridis"](np.linspace(0, 0.95, len(methods)))  # for more methods than COLOURS
+    colours = dict(zip(methods, COLOURS if len(methods) <= len(COLOURS) else scale, strict=False))
+    tasks = sorted(data["task"].unique())
     columns = {title: lines for title, lines in COLUMNS.items() if data["key"].isin(lines).any()}
     if not columns:
         raise ValueError("no return of an episode in these CSVs")

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from conftest import ROOT
+from matplotlib.colors import to_hex
 
 sys.path.insert(0, str(ROOT / "benchmark"))  # where they find each other
 
@@ -106,9 +107,9 @@ def test_seeds_that_were_logged_at_other_steps_share_a_mean():
 
 def test_plot_says_what_is_wrong(folders, monkeypatch, capsys):
     run(collect, monkeypatch, *[f"{name}={folders}/run0" for name in "ABCDEFG"], "--out", folders / "many.csv")
-    for path in ("many.csv", "nowhere.csv"):
+    for path, out in (("nowhere.csv", "curve.png"), ("many.csv", "curve.txt")):
         with pytest.raises(SystemExit, match=r"^2$"):
-            run(plot_curves, monkeypatch, folders / path, "--out", folders / "curve.png")
+            run(plot_curves, monkeypatch, folders / path, "--out", folders / out)
         assert capsys.readouterr().err.startswith("error: ")
     run(plot_curves, monkeypatch, folders / "many.csv", "--out", folders / "curve.png", "--floor", "G")
     assert (folders / "curve.png").stat().st_size > 10_000
@@ -181,6 +182,15 @@ def test_published_levels_are_drawn_where_they_fit_and_named_where_not():
     assert "published SPR, test, 100,000 agent steps: 3682" in texts
     assert "above, published DrQ(eps), test, 100,000 agent steps: 4402" in texts
     assert axis.get_ylim()[1] < 4402
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("count", [len(plot_curves.COLOURS), 20])
+def test_each_method_has_a_colour_of_its_own(count):
+    about = {"suite": "dmc", "task": "walker-walk", "key": "eval/test_return", "seed": 1}
+    rows = [about | {"method": str(n), "step": step, "value": n} for n in range(count) for step in (0, 10)]
+    figure = plot_curves.draw_all(pd.DataFrame(rows))
+    assert len({to_hex(line.get_color()) for line in figure.axes[0].lines}) == count
     plt.close(figure)
 
 
