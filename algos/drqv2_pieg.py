@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.11"
+# requires-python = ">=3.11,<3.13"
 # dependencies = [
 #     "dm_control==1.0.50", "gymnasium==1.4.0", "mujoco==3.17.0", "numpy==2.4.6",
 #     "opencv-python-headless==5.0.0.93", "tensorboard==2.21.0", "torch==2.14.0", "torchvision==0.29.0",
@@ -40,7 +40,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import cache, partial
@@ -48,7 +47,6 @@ from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
-from xml.etree import ElementTree
 
 # Before torch is imported. glibc returns freed memory to the kernel; getting it back takes up to half the time.
 # M_MMAP_THRESHOLD (-3) and M_TRIM_THRESHOLD (-1) make it keep the memory; an old glibc refuses the first.
@@ -56,6 +54,7 @@ if sys.platform == "linux" and ctypes.CDLL(None).mallopt(-3, 2**30):
     ctypes.CDLL(None).mallopt(-1, 2**31 - 1)
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
 
+import cv2
 import gymnasium as gym
 import numpy as np
 import torch
@@ -173,40 +172,40 @@ def task_of(env_id):
 
 @cache
 def import_suite():
-    """dm_control's suite with a renderer that works here. MuJoCo reads MUJOCO_GL once, when it is imported."""
-    if sys.platform != "darwin":  # macOS has one renderer, and needs no MUJOCO_GL
-        os.environ["MUJOCO_GL"] = working_renderer()
-    from dm_control import suite
+    """dm_control's suite with a renderer that works here: what MUJOCO_GL says, or the first that does.
 
-    return suite
-
-
-def working_renderer():
-    """What MUJOCO_GL says, or the first of EGL and OSMesa that can render here."""
+    MuJoCo reads MUJOCO_GL when it is imported.
+    """
     probe = "import mujoco as m; c = m.GLContext(8, 8); c.make_current()"
     probe += "; m.MjrContext(m.MjModel.from_xml_string('<mujoco/>'), 100); c.free()"
+    names, advice = ["egl", "osmesa"], "on Debian or Ubuntu: apt-get install libegl1 libgl1-mesa-dri"
+    if sys.platform == "darwin":
+        names, advice = ["glfw"], "on a Mac, log in at the screen"
     wanted = os.environ.get("MUJOCO_GL")
-    for name in [wanted] if wanted else ["egl", "osmesa"]:
-        environment = {**os.environ, "MUJOCO_GL": name}
-        if subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True).returncode == 0:
-            return name
+    for name in [wanted] if wanted else names:
+        about = {"env": {**os.environ, "MUJOCO_GL": name}, "capture_output": True}
+        if subprocess.run([sys.executable, "-c", probe], **about).returncode == 0:
+            os.environ["MUJOCO_GL"] = name
+            from dm_control import suite
+
+            return suite
     if wanted:
-        fail(f"MUJOCO_GL={wanted} cannot render here; without it, egl and osmesa are tried")
-    fail("nothing to render with; on Debian or Ubuntu: apt-get install libegl1 libgl1-mesa-dri")
+        fail(f"MUJOCO_GL={wanted} cannot render here; without it, the script tries {' and '.join(names)}")
+    fail(f"nothing to render with; {advice}")
 
 
 def make_envs(args, split, start=0):
-    """N copies of the task, seeded by (args.seed, split, start). "test" differs from "train" by its seeds alone; a mode
-    of DMC-GB has the seeds of "test" in that mode's look.
+    """N environments seeded by (args.seed, split, start). "test" differs from "train" by its seeds alone; a mode of
+    DMC-GB has the seeds of "test" and a look of its own.
 
-    reset() -> obs uint8 [N, 9, 84, 84], the last three frames in RGB, the first frame three times; info.
-    step(actions float32 [N, A] in -1..1) -> obs, reward [N], the sum over args.action_repeat frames, terminated
-    bool [N], truncated bool [N] (by the time limit), info.
-    The step that ends an episode returns the next episode's first observation, and in info["final_obs"][n] the last
-    one of the old. Each step returns a new array.
+    reset() -> obs uint8 [N, 9, 84, 84], the last three frames in RGB, or the first frame three times; info.
+    step(actions float32 [N, A] in -1..1) -> obs, reward float64, terminated bool, truncated bool, all [N], info.
+    The reward is the sum over args.action_repeat frames; the time limit truncates.
+    The step that ends an episode returns the next episode's first observation, in a new array.
+    info["final_obs"][n]: the last observation of an episode that ended with the step.
     info["episodes"]: (environment, return, length) of the episodes that ended with the step.
     """
-    mode = "train" if split in ("train", "test") else split
+    mode = "train" if split == "test" else split
     entropy = (args.seed, int(split != "train"), start)
     makers = []
     for seed in np.random.SeedSequence(entropy).generate_state(args.num_envs).tolist():
@@ -215,7 +214,7 @@ def make_envs(args, split, start=0):
 
 
 class CountedEnvs(gym.vector.SyncVectorEnv):
-    """Gymnasium's vector environment, which tells of finished episodes."""
+    """Gymnasium's vector environment with info["episodes"]."""
 
     def reset(self, **options):
         self.returns, self.lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=int)
@@ -230,54 +229,48 @@ class CountedEnvs(gym.vector.SyncVectorEnv):
         return obs, reward, terminated, truncated, info
 
 
-def make_dmc(env_id, mode="train", seed=0, dmcgb_dir=None, action_repeat=2, frame_stack=3, size=84):
-    """A task of the suite as a gymnasium.Env, in "train" or a mode of DMC-GB: the same physics in another look.
+def make_dmc(env_id, mode="train", seed=0, dmcgb_dir=None, action_repeat=2):
+    """A task as a gymnasium.Env, in "train" or a mode of DMC-GB: the same physics in another look.
 
-    Observations: uint8 [3 frame_stack, size, size], frames in RGB, the oldest first. Actions: float32 in -1..1.
+    Observations: uint8 [9, 84, 84], three frames in RGB, the oldest first. Actions: float32 in -1..1.
     reset(seed=...) restarts the streams of task, colours and clips; a plain reset() goes on with them.
-    Errors: ValueError of the task's name; those of `dmcgb_data`. With nothing to render with, the program ends.
+    Errors: ValueError of the task's name, those of `dmcgb_data`.
     """
     looks = dmcgb_data(dmcgb_dir or Args.dmcgb_dir, mode) if mode != "train" else []
     domain, task = task_of(env_id).split("-")
     env = import_suite().load(domain, task, task_kwargs={"random": seed})
     camera = 2 if domain == "quadruped" else 0
-    return ControlEnv(env, mode, looks, seed, action_repeat, frame_stack, size, camera)
+    return ControlEnv(env, mode, looks, seed, action_repeat, camera)
 
 
 class ControlEnv(gym.Env):
-    """dm_control's environment with stacks of frames, repeated actions and looks: colours or paths of clips.
+    """dm_control's environment with stacks of frames, repeated actions and looks: colours, or paths of clips."""
 
-    Reference code: DMC-GB's wrappers.py: a colour is drawn for each episode; clips come in turn, the second one first.
-    """
-
-    def __init__(self, env, mode, looks, seed, repeat, frames, size, camera):
+    def __init__(self, env, mode, looks, seed, repeat, camera):
         spec = env.action_spec()
-        self.env, self.mode, self.looks = env, mode, looks
-        self.repeat, self.size, self.camera = repeat, size, camera
-        self.low, self.high, self.frames = spec.minimum, spec.maximum, deque(maxlen=frames)
-        self.observation_space = gym.spaces.Box(0, 255, (3 * frames, size, size), np.uint8)
+        self.env, self.mode, self.looks, self.repeat, self.camera = env, mode, looks, repeat, camera
+        self.low, self.high = spec.minimum, spec.maximum
+        self.observation_space = gym.spaces.Box(0, 255, (9, 84, 84), np.uint8)
         self.action_space = gym.spaces.Box(-1, 1, spec.shape, np.float32)
-        if mode in CLIPS:
-            hidden = ("skybox", "grid") if mode == "video_hard" else ("skybox",)
-            recolour(env.physics, {key: GREEN for key in COLOURS if key.startswith(hidden)})
-        self.restart(seed)
-
-    def restart(self, seed):
-        self.env.task.random.seed(seed)
         self.colour_rng, self.clip = np.random.RandomState(seed), 0
+        if mode in CLIPS:
+            hidden = ("skybox", "grid") if mode == "video_hard" else "skybox"
+            recolour(env.physics, {key: GREEN for key in COLOURS if key.startswith(hidden)})
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         if seed is not None:
-            self.restart(seed)
+            self.env.task.random.seed(seed)
+            self.colour_rng, self.clip = np.random.RandomState(seed), 0
+        # Reference code: DMC-GB's wrappers.py. Clips come in turn, the second one first; colours are drawn.
         if self.mode in CLIPS:
             self.clip = (self.clip + 1) % len(self.looks)
-            self.background = frames_of(self.looks[self.clip], self.size)
+            self.background = frames_of(self.looks[self.clip])
         elif self.looks:
             recolour(self.env.physics, self.looks[self.colour_rng.randint(len(self.looks))])
         self.env.reset()
-        self.frames.extend([self.frame()] * self.frames.maxlen)
-        return np.concatenate(self.frames), {}
+        self.obs = np.tile(self.frame(), (3, 1, 1))
+        return self.obs, {}
 
     def step(self, action):
         action = self.low + (action.astype(np.float64) + 1) / 2 * (self.high - self.low)
@@ -287,13 +280,13 @@ class ControlEnv(gym.Env):
             reward += moment.reward
             if moment.last():
                 break
-        self.frames.append(self.frame())
+        self.obs = np.concatenate([self.obs[3:], self.frame()])
         failed = moment.last() and moment.discount == 0
-        return np.concatenate(self.frames), float(reward), failed, moment.last() and not failed, {}
+        return self.obs, float(reward), failed, moment.last() and not failed, {}
 
     def frame(self):
-        """uint8 [3, size, size]. The green parts show a frame of the clip, one per step."""
-        picture = np.ascontiguousarray(self.env.physics.render(self.size, self.size, camera_id=self.camera))
+        """uint8 [3, 84, 84]. The green parts show a frame of the clip, one per step."""
+        picture = np.ascontiguousarray(self.env.physics.render(84, 84, camera_id=self.camera))
         if self.mode in CLIPS:
             green = is_green(picture)
             picture[green] = next(self.background)[green]
@@ -304,91 +297,60 @@ class ControlEnv(gym.Env):
 
 
 def recolour(physics, colours):
-    """Gives a task's sky, grid and body {key of COLOURS: three numbers in 0..1}; what is not named gets its own back.
-
-    What the suite's XML makes of them is compiled apart and copied by name: as if the task were loaded with them.
-    """
+    """Gives sky, grid and body {key of COLOURS: three numbers in 0..1}, and what is not named its own colour back."""
     import mujoco
-    from dm_control.suite import common
 
-    assets = dict(common.ASSETS)  # a copy: all tasks of this process share the dictionary
-    for path in ("./common/skybox.xml", "./common/materials.xml"):
-        root = ElementTree.fromstring(assets[path])
-        for key, rgb in colours.items():
-            element, name, attribute = COLOURS[key]
-            values = [*rgb, 1] if attribute == "rgba" else rgb
-            for found in root.iterfind(f".//{element}[@name='{name}']"):
-                found.set(attribute, " ".join(str(float(value)) for value in values))
-        assets[path] = ElementTree.tostring(root)
-    includes = "".join(f'<include file="./common/{name}.xml"/>' for name in ("skybox", "materials"))
-    scene = f'<mujoco>{includes}<worldbody><geom size="1"/></worldbody></mujoco>'
-    donor = mujoco.MjModel.from_xml_string(scene, assets)
-    model, context = physics.model.ptr, physics.contexts
-    texture, material = mujoco.mjtObj.mjOBJ_TEXTURE, mujoco.mjtObj.mjOBJ_MATERIAL
+    scene = '<mujoco><include file="./common/skybox.xml"/><include file="./common/materials.xml"/></mujoco>'
+    spec = mujoco.MjSpec.from_string(scene, import_suite().common.ASSETS)
+    for key, rgb in colours.items():
+        element, name, attribute = COLOURS[key]
+        part = spec.texture(name) if element == "texture" else spec.material(name)
+        getattr(part, attribute)[:3] = rgb
+    donor, model, context = spec.compile(), physics.model.ptr, physics.contexts  # the donor's pictures are copied
     for name in ("skybox", "grid"):
-        here, there = mujoco.mj_name2id(model, texture, name), mujoco.mj_name2id(donor, texture, name)
-        if here >= 0:
-            texels(model, here)[:] = texels(donor, there)
+        texture = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_TEXTURE, name)
+        if texture >= 0:  # the task has it
+            model.texture(name).data[:] = donor.texture(name).data
             with context.gl.make_current() as gl:  # or the picture stays as it was
-                gl.call(mujoco.mjr_uploadTexture, model, context.mujoco.ptr, here)
-    here, there = mujoco.mj_name2id(model, material, "self"), mujoco.mj_name2id(donor, material, "self")
-    if here >= 0:
-        model.mat_rgba[here] = donor.mat_rgba[there]
-
-
-def texels(model, texture):
-    """A texture's bytes in a model, [height, width, channels], as a view."""
-    shape = model.tex_height[texture], model.tex_width[texture], model.tex_nchannel[texture]
-    return model.tex_data[model.tex_adr[texture] :][: np.prod(shape)].reshape(shape)
+                gl.call(mujoco.mjr_uploadTexture, model, context.mujoco.ptr, texture)
+    if mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_MATERIAL, "self") >= 0:
+        model.material("self").rgba = donor.material("self").rgba
 
 
 def is_green(picture):
-    """Which pixels a clip is seen through. uint8 [H, W, 3] -> bool [H, W].
-
-    Reference code: colorsys, hue from 100 to 185 degrees, saturation from 80 and value from 70 of 255.
-    Careful: in float64 and in this order. Otherwise colours on a threshold fall to its other side.
-    """
+    """Through which pixels a clip is seen. uint8 [H, W, 3] -> bool [H, W]. Reference code: colorsys."""
+    # Careful: float64 and this order, or colours on a threshold fall to its other side.
     channels = picture.transpose(2, 0, 1) / 255  # [3, H, W]
     high, low = channels.max(0), channels.min(0)
     red, green, blue = (high - channels) / np.where(high > low, high - low, 1)  # how far each is from the highest
-    hue = np.where(green == 0, 2 + red - blue, 4 + green - red) / 6  # where red is not the highest
-    saturation = (high - low) / np.where(high > 0, high, 1)
-    inside = (hue * 360 >= 100) & (hue * 360 <= 185) & (saturation * 255 >= 80) & (high * 255 >= 70)
-    return inside & (red > 0)
+    hue = np.where(green == 0, 2 + red - blue, 4 + green - red) / 6 * 360  # where red is not the highest
+    saturation = (high - low) / np.where(high > 0, high, 1) * 255
+    return (red > 0) & (hue >= 100) & (hue <= 185) & (saturation >= 80) & (high * 255 >= 70)
 
 
-def frames_of(clip, size):
-    """The frames of a clip, over and over, uint8 [size, size, 3]. Errors: OSError if it has none any more."""
-    import cv2
-
-    shown = True
-    while shown:
+def frames_of(clip):
+    """The frames of a clip, over and over, uint8 [84, 84, 3]. Errors: OSError if it has none any more."""
+    while True:
         video = cv2.VideoCapture(str(clip))
         shown, frame = video.read()
-        more = shown
-        while more:
-            yield resized(frame, size)[..., ::-1]
-            more, frame = video.read()
-    raise OSError(f"{clip} cannot be read any more")
+        if not shown:
+            raise OSError(f"{clip} cannot be read any more")
+        while shown:
+            yield resized(frame)[..., ::-1]
+            shown, frame = video.read()
 
 
-def resized(frame, size):
-    """A frame by bilinear interpolation. uint8 [H, W, 3] -> [size, size, 3]. Reference code: fractions are cut off."""
-    top, bottom, down = neighbours(frame.shape[0], size)
-    left, right, across = neighbours(frame.shape[1], size)
-    rows = frame[top].astype(np.float32)  # [size, W, 3]
-    rows += down[:, None, None] * (frame[bottom] - rows)
-    pixels = rows[:, left]
-    pixels += across[:, None] * (rows[:, right] - pixels)
+def resized(pixels, size=84):
+    """Bilinear interpolation, fractions cut off as in the reference code. uint8 [H, W, 3] -> [size, size, 3]."""
+    for _ in range(2):  # rows, then columns
+        last = len(pixels) - 1
+        places = ((np.arange(size) + 0.5) * len(pixels) / size - 0.5).clip(0, last)
+        first = places.astype(np.int64)  # each place lies between pixels first and first + 1
+        share = (places - first).astype(np.float32)[:, None, None]
+        before = pixels[first].astype(np.float32)
+        pixels = before + share * (pixels[np.minimum(first + 1, last)] - before)
+        pixels = pixels.swapaxes(0, 1)
     return pixels.astype(np.uint8)
-
-
-@cache
-def neighbours(length, size):
-    """Between which two of `length` pixels each of `size` lies, and how far along. -> int64, int64, float32 [size]."""
-    places = ((np.arange(size) + 0.5) * length / size - 0.5).clip(0, length - 1)
-    first = places.astype(np.int64)
-    return first, np.minimum(first + 1, length - 1), (places - first).astype(np.float32)
 
 
 def dmcgb_data(folder, mode):
@@ -396,25 +358,21 @@ def dmcgb_data(folder, mode):
 
     Errors: FileNotFoundError, ValueError or RuntimeError that say which file is wrong and where to get it.
     """
-    import cv2
-
-    folder = Path(folder)
     if mode not in get_args(Mode):
         raise ValueError(f"mode {mode}: train {' '.join(get_args(Mode))}")
+    names = [f"{mode}.json", f"{mode}.pt"]
     if mode in CLIPS:
-        expected = [folder / mode / f"video{number}.mp4" for number in range(CLIPS[mode])]
-    else:
-        expected = [folder / f"{mode}.json", folder / f"{mode}.pt"]
-    found = [path for path in expected if path.is_file()]
+        names = [f"{mode}/video{number}.mp4" for number in range(CLIPS[mode])]
+    found = [Path(folder, name) for name in names if Path(folder, name).is_file()]
     if not found:
-        names = f"{expected[0].relative_to(folder)} to {expected[-1].relative_to(folder)}"
-        how = "`make dmcgb` fetches it from github.com/nicklashansen/dmcontrol-generalization-benchmark (src/env/data)"
-        raise FileNotFoundError(f"DMC-GB's data for {mode} is not in {folder} ({names}): {how}; then --dmcgb-dir")
+        about = f"DMC-GB's data for {mode} is not in {folder} ({names[0]} to {names[-1]}): `make dmcgb` fetches it"
+        about += " from github.com/nicklashansen/dmcontrol-generalization-benchmark (src/env/data); then --dmcgb-dir"
+        raise FileNotFoundError(about)
     if mode in CLIPS:
         for path in found:
             if not cv2.VideoCapture(str(path)).read()[0]:
-                size = path.stat().st_size
-                raise RuntimeError(f"{path} has no frames: a git-lfs pointer or a cut-off download? ({size} bytes)")
+                about = f"a git-lfs pointer or a cut-off download? ({path.stat().st_size} bytes)"
+                raise RuntimeError(f"{path} has no frames: {about}")
         return found
     if found[0].suffix == ".json":
         sets = json.loads(found[0].read_text())
@@ -447,18 +405,17 @@ class Agent(nn.Module):
 
 
 class FrozenEncoder(nn.Module):
-    """The first layers of a ResNet, which stay as they are, and a projection that learns.
+    """The first layers of a ResNet, which stay as they are, and a projection that learns. Reference code: pieg.py.
 
-    V views, each [B, 3 T, H, W] in 0..255 -> float32 [V B, D]. In train mode (of --batch-norm adapting) each view is
-    normalised by its own statistics, and moves the running ones in its turn. Reference code: pieg.py.
+    V views, each [B, 3 T, H, W] in 0..255 -> float32 [V B, D]. If batch normalisation adapts, each view is normalised
+    by its own statistics in train mode, and moves the running ones.
     """
 
     def __init__(self, obs_shape, args):
         super().__init__()
         self.args, self.n_out, resnet = args, args.projection_dim, load_resnet(args)
-        layers = [f"layer{number}" for number in range(1, args.encoder_layer + 1)]
-        names = ("conv1", "bn1", "relu", "maxpool", *layers)
-        self.resnet = nn.Sequential(*[getattr(resnet, name) for name in names])
+        layers = [resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4][: args.encoder_layer]
+        self.resnet = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool, *layers)
         self.resnet.requires_grad_(False).eval()
         n_in = self.features(torch.zeros(1, *obs_shape)).shape[1]  # 61,952 of layer 2
         self.project = nn.Sequential(orthogonal(nn.Linear(n_in, self.n_out), 1.0), nn.LayerNorm(self.n_out))
@@ -482,7 +439,7 @@ class FrozenEncoder(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation of stacks of three frames, by statistics of all of them that are put together from a stack's.
+    """Batch normalisation of stacks of three frames. The batch's statistics are put together from those of stacks.
 
     Careful: in channels_last on a CPU torch sums a whole batch in one float32, and loses four of seven digits.
     """
@@ -491,8 +448,7 @@ class BatchNorm(nn.BatchNorm2d):
         if not self.training or x.is_cuda or x.dtype != torch.float32:
             return super().forward(x)
         moments = [torch.batch_norm_update_stats(stack, None, None, 0.0) for stack in x.unflatten(0, (-1, 3))]
-        means = torch.stack([mean for mean, _ in moments])  # [B, C]
-        variances = torch.stack([variance for _, variance in moments])  # [B, C]
+        means, variances = map(torch.stack, zip(*moments, strict=True))  # [B, C] each
         mean, var = means.mean(0), variances.mean(0) + means.var(0, correction=0)
         if self.track_running_stats:
             count = x.numel() // x.shape[1]
@@ -656,32 +612,28 @@ PAD = 4  # an image is shifted by at most so many pixels
 
 
 def load_pictures(args, size, seed):
-    """What is overlaid: uint8 [P, 3, size, size], the same for each run of a seed. Reference code: utils.py's crops."""
+    """What is overlaid: uint8 [P, 3, size, size], drawn by the seed. Reference code: the crops of utils.py."""
     if args.overlay_dir == "textures":
-        print("overlay: textures that are made here; the paper's pictures are Places365 (--overlay-dir)", flush=True)
-        rng, parts = torch.Generator().manual_seed(seed), []
-        for first in range(0, args.overlay_pictures, 500):
-            parts.append(make_textures(min(500, args.overlay_pictures - first), size, rng))
-        return torch.cat(parts)
-    import cv2
-
+        print("overlay: textures that are made here; the paper's pictures are Places365", flush=True)
+        rng = torch.Generator().manual_seed(seed)
+        counts = [500] * (args.overlay_pictures // 500) + [args.overlay_pictures % 500]
+        return torch.cat([make_textures(count, size, rng) for count in counts])
     kinds = (".jpg", ".jpeg", ".png")
-    found = sorted(str(path) for path in Path(args.overlay_dir).rglob("*"))
-    paths = [path for path in found if path.lower().endswith(kinds)]
-    if not paths:
+    found = sorted(str(path) for path in Path(args.overlay_dir).rglob("*") if path.suffix.lower() in kinds)
+    if not found:
         fail(f"--overlay-dir {args.overlay_dir}: no {' '.join(kinds)} in it; a folder with pictures, or `textures`")
-    order = np.random.default_rng(seed).permutation(len(paths))
-    paths = [paths[order[number % len(paths)]] for number in range(args.overlay_pictures)]
-    crop = transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()])
-    used = f"{len(paths)} crops of {len(set(paths))} of {len(order)} pictures"
+    order = np.random.default_rng(seed).permutation(len(found))
+    order = np.resize(order, args.overlay_pictures)  # each picture once before any twice
+    used = f"{len(order)} crops of {len(set(order.tolist()))} of {len(found)} pictures"
     print(f"overlay: {used} in {args.overlay_dir}", flush=True)
-    pictures = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+    crop = transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()])
+    pictures = torch.empty(len(order), 3, size, size, dtype=torch.uint8)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for number, path in enumerate(paths):
-            picture = cv2.imread(path)  # [H, W, 3], blue comes first
+        for number, place in enumerate(order):
+            picture = cv2.imread(found[place])  # [H, W, 3], blue comes first
             if picture is None:
-                fail(f"--overlay-dir: {path} cannot be read as a picture")
+                fail(f"--overlay-dir: {found[place]} cannot be read as a picture")
             pictures[number] = crop(torch.from_numpy(picture[..., ::-1].copy()).permute(2, 0, 1))
     return pictures
 
@@ -1269,19 +1221,17 @@ LARGEST = {"gamma": 1, "tau": 1, "num_envs": 1, "encoder_layer": 4}
 
 
 def check(args):
-    """The arguments in one spelling, with the task's values where they are 0. Ends the program with one line if one of
-    them makes no sense or data is missing. Reference code: cfgs/task and cfgs/piegconfig.yaml; 50 is DrQ-v2's width.
+    """The arguments in one spelling, with the task's values for zeros. Ends the program with one line if one of them
+    makes no sense or data is missing. Reference code: cfgs/task and cfgs/piegconfig.yaml.
     """
     try:
         task = task_of(args.env_id)
     except ValueError as error:
         fail(f"--env-id {error}")
-    domain, noise = task.split("-")[0], 500_000
-    if domain in ("dog", "humanoid", "humanoid_CMU"):
-        noise = 2_000_000
-    if task in EASY.split():
-        noise = 100_000
-    own = {"action_repeat": 2, "noise_steps": noise, "feature_dim": 50 if args.encoder == "drqv2" else 256}
+    domain = task.split("-")[0]
+    noise = 2_000_000 if domain in ("dog", "humanoid", "humanoid_CMU") else 500_000
+    own = {"action_repeat": 2, "noise_steps": 100_000 if task in EASY.split() else noise}
+    own["feature_dim"] = 50 if args.encoder == "drqv2" else 256  # 50 is DrQ-v2's
     own["batch_size"], own["n_step"] = (512, 1) if domain == "walker" else (256, 3)
     own["buffer_size"] = 100_000 if task == "quadruped-run" else 1_000_000
     own["total_timesteps"] = FRAMES // (args.action_repeat or 2)
@@ -1300,7 +1250,8 @@ def check(args):
             fail(f"--eval-modes {mode}: {str(error).splitlines()[0]}")
         if mode in CLIPS and len(looks) < CLIPS[mode]:
             print(f"warning: {len(looks)} of the {CLIPS[mode]} clips of {mode} are there: no figure to publish")
-    if args.strong_augmentation == "overlay" and args.overlay_dir != "textures" and not Path(args.overlay_dir).is_dir():
+    textures = args.strong_augmentation != "overlay" or args.overlay_dir == "textures"
+    if not textures and not Path(args.overlay_dir).is_dir():
         fail(f"--overlay-dir {args.overlay_dir}: no such folder; one with pictures, or `textures`")
     size, room = 3 * 84 * 84 * args.total_timesteps, room_on_disk(Path(args.resume or args.runs_dir))
     if size > room:
