@@ -131,7 +131,7 @@ class Args:
 
 
 # ---- 3. Environments ----
-# The tasks of dm_control's suite without lqr, which has no time limit and whose actions have no bounds.
+# dm_control's suite without lqr, which has no time limit and no bounds of actions.
 TASKS = """
     acrobot-swingup acrobot-swingup_sparse ball_in_cup-catch cartpole-balance cartpole-balance_sparse cartpole-swingup
     cartpole-swingup_sparse cartpole-two_poles cartpole-three_poles cheetah-run dog-stand dog-walk dog-trot dog-run
@@ -161,12 +161,13 @@ CLIPS = {"video_easy": 10, "video_hard": 100}
 
 
 def task_of(env_id):
-    """A task's name: "finger-turn_hard" also for finger_turn_hard and finger-turn-hard. Errors: ValueError."""
-    names = {task.lower().replace("-", "_"): task for task in TASKS.split()}
+    """finger-turn_hard, also for finger_turn_hard and finger-turn-hard. Errors: ValueError."""
+    tasks = TASKS.split()
+    names = {task.lower().replace("-", "_"): task for task in tasks}
     name = env_id.lower().replace("-", "_")
     if name not in names:
         nearest = names[difflib.get_close_matches(name, names, n=1, cutoff=0)[0]]
-        raise ValueError(f"{env_id}: no such task, {nearest} is nearest of {' '.join(TASKS.split())}")
+        raise ValueError(f"{env_id}: no such task, {nearest} is nearest of {' '.join(tasks)}")
     return names[name]
 
 
@@ -448,7 +449,8 @@ class BatchNorm(nn.BatchNorm2d):
         if not self.training or x.is_cuda or x.dtype != torch.float32:
             return super().forward(x)
         moments = [torch.batch_norm_update_stats(stack, None, None, 0.0) for stack in x.unflatten(0, (-1, 3))]
-        means, variances = map(torch.stack, zip(*moments, strict=True))  # [B, C] each
+        means = torch.stack([mean for mean, _ in moments])  # [B, C]
+        variances = torch.stack([variance for _, variance in moments])  # [B, C]
         mean, var = means.mean(0), variances.mean(0) + means.var(0, correction=0)
         if self.track_running_stats:
             count = x.numel() // x.shape[1]
@@ -542,7 +544,7 @@ def orthogonal(layer, gain):
 
 def to_pixels(obs):
     """uint8 [B, C, H, W] -> float32 [B, C, H, W] in 0..1, in the layout of the convolutions."""
-    return obs.contiguous(memory_format=torch.channels_last).float() / 255  # moving bytes is cheaper than floats
+    return obs.contiguous(memory_format=torch.channels_last).float() / 255  # moves bytes, not floats
 
 
 @torch.no_grad()
@@ -596,7 +598,7 @@ def noise_scale(step, args):
 
 
 def random_shift(images, offsets, pad):
-    """Each image moved by offsets - pad pixels, its border repeated. [B, C, H, W], int64 [B, 2] -> as images.
+    """Moves each image by offsets - pad pixels and repeats its border. [B, C, H, W], int64 [B, 2] -> as images.
 
     Paper: DrQ, arXiv:2004.13649: pad by repeating the border, then crop at (row, column) = offsets in 0..2 pad.
     """
@@ -762,9 +764,6 @@ class Replay:
 
 
 # ---- 7. Update ----
-DRAWS = ("rows", "offsets", "normal", "strong", "sigma")  # what an update is given besides its networks and replay
-
-
 def update(agent, target, optimizer, replay, pictures, draws, args):
     """One gradient step of critic and encoder, one of the actor, and the target's -> dict of detached [].
 
@@ -885,8 +884,9 @@ def train(args, make_envs=make_envs, make_agent=Agent):
         draws = (rows, offsets, normal, strong, torch.tensor(noise_scale(run.step, args)))
         return [values.to(device, non_blocking=True) for values in draws]
 
-    def learn(*draws):
-        return update(agent, target, optimizer, replay, pictures, dict(zip(DRAWS, draws, strict=True)), args)
+    def learn(rows, offsets, normal, strong, sigma):
+        draws = {"rows": rows, "offsets": offsets, "normal": normal, "strong": strong, "sigma": sigma}
+        return update(agent, target, optimizer, replay, pictures, draws, args)
 
     learner, policy = Captured(learn, graphs), Captured(partial(act, agent), graphs)
     obs, _ = envs.reset()
