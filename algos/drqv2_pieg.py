@@ -348,8 +348,8 @@ def resized(pixels, size=84):
         first = places.astype(np.int64)  # each place lies between pixels first and first + 1
         share = (places - first).astype(np.float32)[:, None, None]
         before = pixels[first].astype(np.float32)
-        pixels = before + share * (pixels[np.minimum(first + 1, last)] - before)
-        pixels = pixels.swapaxes(0, 1)
+        after = pixels[np.minimum(first + 1, last)]
+        pixels = (before + share * (after - before)).swapaxes(0, 1)
     return pixels.astype(np.uint8)
 
 
