@@ -44,7 +44,7 @@ def main():
     except OSError as error:
         common.fail(f"--out {args.out}: {error.strerror}")
     with file:
-        writer = csv.DictWriter(file, list(runs[0][0]))
+        writer = csv.DictWriter(file, list(runs[0][0]), lineterminator="\n")
         writer.writeheader()
         for rows in runs:
             writer.writerows(rows)

@@ -12,7 +12,6 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
