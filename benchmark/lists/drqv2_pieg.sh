@@ -24,7 +24,7 @@ for task in walker-walk cheetah-run walker-stand; do
     done
 done
 
-# Figure 4b: batch normalisation with the ImageNet statistics. The one that adapts is Table 1's.
+# Figure 4b: batch normalisation that keeps the pretrained statistics. The one that adapts is Table 1's.
 for task in $TASKS; do
     python algos/drqv2_pieg.py --env-id $task --exp-name fixed --batch-norm fixed $SEEN
 done

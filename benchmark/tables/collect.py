@@ -57,14 +57,17 @@ def runs_of(text, args):
     folders = [folder]
     if not (folder / "args.json").exists():
         folders = sorted(path.parent for path in folder.glob("*/args.json")) or folders
-    runs = [rows_of(method, folder, args) for folder in folders]
-    runs_with_rows = [rows for rows in runs if rows]
-    if not runs_with_rows:
+    runs = []
+    for one in folders:
+        rows = rows_of(method, one, args)
+        if rows:
+            runs.append(rows)
+    if not runs:
         common.fail(f"{folder} has none of {' '.join(args.keys)}")
-    if len(runs_with_rows) < len(runs):
-        left_out = len(runs) - len(runs_with_rows)
+    if len(runs) < len(folders):
+        left_out = len(folders) - len(runs)
         print(f"{folder}: {left_out} runs left out, which have none of the keys yet", file=sys.stderr)
-    return runs_with_rows
+    return runs
 
 
 def rows_of(method, folder, args):
@@ -94,9 +97,9 @@ def command_of(about):
     """The run's first command, without folders of the machine that it ran on, and what was changed at a resume."""
     program, *flags = common.without_runs_dir(about["command"])
     parts = Path(program).parts
-    top = [name for name in parts if name in ("algos", "benchmark")]
-    program = "/".join(parts[parts.index(top[0]) :]) if top else parts[-1]
-    command = shlex.join(["python", program, *flags])
+    while len(parts) > 1 and parts[0] not in ("algos", "benchmark"):
+        parts = parts[1:]
+    command = shlex.join(["python", "/".join(parts), *flags])
     for session in about.get("sessions", [])[1:]:
         for name, value in session["changed"].items():
             command += f" (resumed with {name} {value})"
@@ -127,8 +130,8 @@ def settings_of(folder, about):
         script = next((path.stem for path in folder.glob("*.py")), stem)
     name = script
     if stem == "ablations":  # its first two words, in either order and with either dash
-        both = [word.replace("-", "_") for word in words[:2]]
-        name = " ".join([script, *[word for word in both if word != script]])
+        both = {word.replace("-", "_") for word in words[:2]}
+        name = " ".join([script, *(both - {script})])
     elif stem != script:
         name = f"{script} {stem}"
     unknown = {"script": name, "changed": "", "default_steps": ""}

@@ -173,7 +173,7 @@ class Ours:
         values, (lows, highs) = plot_aggregate.with_intervals(best, plot_aggregate.best(suite), self.reps)
         texts = {}
         for metric, value, low, high in zip(METRICS, values, lows, highs, strict=True):
-            texts[metric] = interval_text(value, low, high, digits) + f" {len(best)} runs a task"
+            texts[metric] = interval_text(value, low, high, digits) + f" {len(best)} runs per task"
         return texts
 
 
@@ -228,8 +228,10 @@ def runs_section(file, runs):
     for (method, task), group in runs.groupby(["method", "task"], sort=False):
         last = group.sort_values("step", kind="stable").groupby(["key", "seed"])["value"].last()
         means = last.groupby("key").mean()
-        cells = [f"{means[key]:.4g}" if key in means else "" for key in keys]
-        lines.append([method, task, group["seed"].nunique(), length_of(group), *cells])
+        line = [method, task, group["seed"].nunique(), length_of(group)]
+        for key in keys:
+            line.append(f"{means[key]:.4g}" if key in means else "")
+        lines.append(line)
         for command, run in group.groupby("command", sort=False):
             about = run.iloc[0].fillna("")
             sources.append([method, about["seed"], f"`{command}`", about["commit"][:7], about["hardware"]])
@@ -267,8 +269,10 @@ def mdpo(ours):
         drawn.append([row.method, row.task.replace("|", ", "), row.metric, row.source])
     games = []
     for game in plot_aggregate.tasks_of("procgen-hard"):
-        texts = [ours.both(file, name, game, (TEST, TRAIN), 2) for name in methods]
-        games.append([game, *(cell("figure", text) for text in texts)])
+        line = [game]
+        for name in methods:
+            line.append(cell("figure", ours.both(file, name, game, (TEST, TRAIN), 2)))
+        games.append(line)
     return paragraphs(
         """Xie et al. 2025 draw their returns and print none, so there is no number to compare with; the nearest
 ones are those of OpenAI's PPO below. Of their protocol:""",
@@ -322,16 +326,18 @@ def procgen_table(ours, file, name):
     columns = list(dict.fromkeys(zip(single["key"], single["mark"], strict=True)))
     lines = []
     for task in single["task"].unique():
-        texts = [cell(known[task, key, mark], ours.task(file, name, key, task, mark, 3)) for key, mark in columns]
-        lines.append([task, *texts])
+        line = [task]
+        for key, mark in columns:
+            line.append(cell(known[task, key, mark], ours.task(file, name, key, task, mark, 3)))
+        lines.append(line)
     mode, levels = name.removesuffix(" levels").split(", ")
-    mean = ["**mean, normalised**"]
+    header, last = ["game"], ["**mean, normalised**"]
     for key, mark in columns:
         matrix, _ = ours.matrix(file, name, f"procgen-{mode}", key, mark)
         own = NOT_RUN if matrix is None else f"{matrix.mean():.4f}"
-        mean.append(cell(means[f"{mode}-{levels}; {short(key)} curve", str(mark)], own))
-    header = ["game", *(f"{short(key)}, {mark // 10**6}M steps" for key, mark in columns)]
-    return folded(f"{mode} mode, {levels} training levels", table(header, [*lines, mean]))
+        last.append(cell(means[f"{mode}-{levels}; {short(key)} curve", str(mark)], own))
+        header.append(f"{short(key)}, {mark // 10**6}M steps")
+    return folded(f"{mode} mode, {levels} training levels", table(header, [*lines, last]))
 
 
 def netrand(ours):
@@ -340,8 +346,10 @@ def netrand(ours):
     gaps = rows[rows["value"] == ""][["task", "metric", "source"]].to_numpy().tolist()
     lines = []
     for name in papers.METHODS[file]:
-        texts = [ours.task(file, name, key, "coinrun", digits=2) for key in keys]
-        lines.append([name, *(cell("not at hand", text) for text in texts)])
+        line = [name]
+        for key in keys:
+            line.append(cell("not at hand", ours.task(file, name, key, "coinrun", digits=2)))
+        lines.append(line)
     return paragraphs(
         """No number of Lee et al. 2020's tables was at hand. Of its protocol (the script's 25M steps are ours, usual
 on Procgen):""",
@@ -378,7 +386,7 @@ DER+SAM's mean does not contain the mean; both are as printed.""",
         aggregated(ours, rows[~third], file, "atari-100k", 3, ATARI_COLUMNS),
         "**Lee et al. 2023, Table 3**, the method with shrink and perturb beside others'.",
         aggregated(ours, rows[third], file, "atari-100k", 3, ATARI_COLUMNS),
-        """**Other implementations** (rliable's study, 100 runs a game; aggregates computed from its files). They are
+        """**Other implementations** (rliable's study, 100 runs per game; aggregates computed from its files). They are
 not Lee et al.'s DER and DrQ.""",
         others(read("atari100k_other_baselines").query("metric != 'score'")),
         folded("game by game: mean ± standard deviation over runs", games_table(ours, file)),
@@ -387,13 +395,14 @@ not Lee et al.'s DER and DrQ.""",
 
 def aggregated(ours, rows, file, suite, digits, columns):
     """A line per method and setting, a column per metric of {metric: title}, numbers with their intervals."""
-    titles = [title for metric, title in columns.items() if metric in set(rows["metric"])]
-    titles = list(dict.fromkeys(titles))
-    lines = []
+    titles, lines = {}, []
+    for metric, title in columns.items():
+        if metric in set(rows["metric"]):
+            titles[title] = ""
     for (method, setting), group in rows.groupby(["method", "setting"], sort=False):
         name = f"{method}, {setting}" if setting.startswith("replay ratio") else method
         known, own = dict(group[["metric", "value"]].to_numpy()), ours.aggregates(file, name, suite, digits)
-        line = dict.fromkeys(titles, "")
+        line = dict(titles)
         for metric, value in known.items():
             if metric in columns:
                 if f"{metric}_ci95_low" in known:
@@ -405,12 +414,12 @@ def aggregated(ours, rows, file, suite, digits, columns):
 
 def others(rows):
     """Aggregates of implementations that no script of ours is."""
-    known = rows.pivot(index="method", columns="metric", values="value")
-    shown = [metric for metric in ATARI_COLUMNS if metric in known]
+    known = rows.pivot(index="method", columns="metric", values="value").reindex(columns=list(ATARI_COLUMNS))
+    known = known.dropna(axis=1).rename(columns=ATARI_COLUMNS)
     lines = []
     for method, row in known.iterrows():
-        lines.append([method, *(cell(row[metric], NOT_RUN) for metric in shown)])
-    return table(["method", *(ATARI_COLUMNS[metric] for metric in shown)], lines)
+        lines.append([method, *(cell(value, NOT_RUN) for value in row)])
+    return table(["method", *known], lines)
 
 
 def games_table(ours, file):
@@ -418,9 +427,12 @@ def games_table(ours, file):
     scores = {(row.task, row.method): printed(row) for row in rows.itertuples()}
     methods, lines = rows["method"].unique(), []
     for row in read("atari_human_random").itertuples():
-        theirs = [scores[row.game, method] for method in methods]
-        own = [cell("lost", ours.task(file, name, TEST, row.game, digits=1)) for name in names]
-        lines.append([row.game, row.random_score, row.human_score, *theirs, *own])
+        line = [row.game, row.random_score, row.human_score]
+        for method in methods:
+            line.append(scores[row.game, method])
+        for name in names:
+            line.append(cell("lost", ours.task(file, name, TEST, row.game, digits=1)))
+        lines.append(line)
     header = ["game", "random", "human", *(f"{method}, 100 runs" for method in methods)]
     return table([*header, *(f"{name}, Lee et al." for name in names)], lines)
 
@@ -442,9 +454,10 @@ def dmc(ours):
     known = {(row.task, row.method): printed(row) for row in single.itertuples()}
     methods, lines = table_2["method"].unique(), []
     for task in single["task"].unique():
-        own = [ours.task(file, name, TEST, task, digits=1) for name in methods]
-        theirs = [known.get((task, name), "lost") for name in methods]
-        lines.append([task, *map(cell, theirs, own)])
+        line = [task]
+        for name in methods:
+            line.append(cell(known.get((task, name), "lost"), ours.task(file, name, TEST, task, digits=1)))
+        lines.append(line)
     return paragraphs(
         "Returns on the 11 tasks of DMC-M after 2M frames: 1M steps, or 500,000 of cheetah-run and reacher-easy.",
         f"![Aggregates on DMC-M]({picture('dmc', TEST)})",
@@ -469,9 +482,11 @@ def exchanged(reps):
     lines = []
     for name, scores in plot_aggregate.paper_runs("dmc", plot_aggregate.tasks_of("dmc"), TEST).items():
         for how, matrix in (("rliable", scores.matrix), ("runs and tasks exchanged", scores.matrix.T)):
-            values, ends = plot_aggregate.with_intervals(matrix, 1000, reps)
-            texts = [interval_text(*numbers, 1) for numbers in zip(values, *ends, strict=True)]
-            lines.append([name, how, *texts[:3]])
+            values, (lows, highs) = plot_aggregate.with_intervals(matrix, 1000, reps)
+            line = [name, how]
+            for n in range(3):
+                line.append(interval_text(values[n], lows[n], highs[n], 1))
+            lines.append(line)
     return table(["published runs of", "", *METRICS[:3]], lines)
 
 
@@ -502,17 +517,18 @@ def looks(ours, rows):
     """Table 1: a line per task and look, a column per method."""
     single = rows[(rows["metric"] == "return") & rows["setting"].str.startswith("video")]
     known = {(row.task, row.setting, row.method): printed(row) for row in single.itertuples()}
-    gains = rows[rows["metric"] == "gain_over_best_baseline_percent"]
-    gains = {(row.task, row.setting): f"+{row.value} %" for row in gains.itertuples()}
+    gains = {}
+    for row in rows[rows["metric"] == "gain_over_best_baseline_percent"].itertuples():
+        gains[row.task, row.setting] = f"+{row.value} %"
     methods, lines = single["method"].unique(), []
     for task, look in single[["task", "setting"]].drop_duplicates().to_numpy():
-        texts = []
+        line = [task.replace("_", "-"), look]
         for method in methods:
             own = NOT_RUN
             if method in papers.METHODS["pieg_dmcgb"]:
                 own = ours.task("pieg_dmcgb", method, f"eval/{look}_return", task)
-            texts.append(cell(known[task, look, method], own))
-        lines.append([task.replace("_", "-"), look, *texts, gains.get((task, look), "")])
+            line.append(cell(known[task, look, method], own))
+        lines.append([*line, gains.get((task, look), "")])
     return table(["task", "look", *methods, "printed gain over the best baseline"], lines)
 
 
