@@ -127,6 +127,16 @@ def read_about(folder):
     return about
 
 
+def find_script(word):
+    """The path of a script: `word` itself if it ends in .py, else the script of that name in algos/."""
+    there = sorted(path.stem for path in (ROOT / "algos").glob("*.py"))
+    if word.endswith(".py"):
+        return Path(word)
+    if word.replace("-", "_") not in there:
+        fail(f"no script {word!r}, there are: {' '.join(there)}, or the path of a .py file")
+    return ROOT / "algos" / f"{word.replace('-', '_')}.py"
+
+
 def load_script(path):
     """A script, any file, as a fresh module with a name of its own."""
     path = Path(path)

@@ -1,17 +1,18 @@
 """DrawerWorld: a Sawyer arm learns to move a drawer on a plain table and is tested on wood, metal and a blanket.
 
 Paper: PIE-G, table 2; VAI, arXiv:2104.02921, whose suite it is. Deviations: Meta-World's version 3 (theirs: 1), so
-drawer, arm, rewards and the bounds of success are others; frames of 84 pixels, the right way up; where the drawer
-stands is drawn anew each episode, not from fifty places. "success" is the share of episodes that met Meta-World's
-bound at some step, of 200. To be reported as "DrawerWorld-style".
+drawer, arm, rewards and the bounds of success differ; frames of 84 pixels, the right way up; each episode draws a new
+place for the drawer, not one of fifty. "success" is the share of episodes that met Meta-World's bound at one of 200
+steps. To be reported as "DrawerWorld-style".
 
-    make drawerworld    # or pip install --no-deps -r benchmark/requirements-drawerworld.txt: Meta-World
-    python benchmark/drawerworld.py drqv2_pieg                             # trains on drawer_close, the plain table
-    python benchmark/drawerworld.py drqv2_pieg --env-id drawer_open --seed 2            # any flag of the script
-    python benchmark/drawerworld.py drqv2_pieg --resume runs/<folder>
-    python benchmark/drawerworld.py test runs/<folder> --variants grid wood metal       # 100 episodes of each
-    DRAWERWORLD_TEXTURES=<folder> python benchmark/drawerworld.py test runs/<folder>    # blanket.png too
-    python benchmark/drawerworld.py look textures.png --variants grid wood metal        # what it sees
+    make drawerworld    # or pip install --no-deps -r benchmark/suites/requirements-drawerworld.txt: Meta-World
+    python benchmark/suites/drawerworld.py drqv2_pieg                      # trains on drawer_close, the plain table
+    python benchmark/suites/drawerworld.py drqv2_pieg --env-id drawer_open --seed 2     # any flag of the script
+    python benchmark/suites/drawerworld.py algos/mine.py                   # your copy of drqv2_pieg or sac_sam_reset
+    python benchmark/suites/drawerworld.py drqv2_pieg --resume runs/<folder>
+    python benchmark/suites/drawerworld.py test runs/<folder> --variants grid wood metal     # 100 episodes of each
+    DRAWERWORLD_TEXTURES=<folder> python benchmark/suites/drawerworld.py test runs/<folder>    # blanket.png too
+    python benchmark/suites/drawerworld.py look textures.png --variants grid wood metal      # what it sees
 
 wood, metal and marble come with Meta-World, grid and black are made here; any other name is a .png file of that folder.
 """
@@ -21,38 +22,32 @@ import os
 import sys
 from pathlib import Path
 
-import suites
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import common
+import pixels
 
-TASKS = {"drawer": "close open"}
-VARIANTS = ("grid", "wood", "metal", "blanket")
-SCORE = "success"
-SHIPPED = ("wood", "metal", "marble")  # the same files as VAI's. Easy to miss: assets/scene/textures has others
+TEXTURES = ("grid", "wood", "metal", "blanket")  # the first is trained on
+SHIPPED = (
+    "wood",
+    "metal",
+    "marble",
+)  # with Meta-World in assets/textures, the same files as VAI's; assets/scene/textures has others
 VAI = "src/env/drawerworld/metaworld/envs/assets_v1/textures"
 GET = "git clone --depth 1 --filter=blob:none --sparse https://github.com/TonyLianLong/VAI-ReinforcementLearning vai"
 GET += f" && git -C vai sparse-checkout set {VAI} && export DRAWERWORLD_TEXTURES=vai/{VAI}"
 
 
-def make_envs(args, split, restart=0, size=84, gray=False):
-    """args.num_envs copies of the task, as suites.Stacks, drawn by (args.seed, whether it is training, restart).
-
-    split: "train" and "test" have the plain table, "wood" and the others their own, with the seeds of "test". In
-    training rewards are Meta-World's; otherwise success ends an episode with a reward of 1, and all others are 0.
-    """
-    task, texture = suites.task_of(args, sys.modules[__name__]), "grid" if split in ("train", "test") else split
-    check([texture])
-    seeds = suites.seeds_of(args, split, restart)
-    drawers = [Drawer(task, texture, seed, split != "train", size) for seed in seeds]
-    return suites.Stacks(drawers, args.action_repeat, gray)
-
-
 class Drawer:
-    """One drawer task on some table, for suites.Stacks. An episode takes 200 control steps, or fewer if `tested`."""
+    """One drawer task on some table, for pixels.Stacks. An episode takes 200 control steps.
 
-    def __init__(self, task, texture, seed, tested, size=84):
+    In training the rewards are Meta-World's. Else success ends the episode with a reward of 1; all others are 0.
+    """
+
+    def __init__(self, task, texture, seed, training, size=84):
         import mujoco
 
-        self.env, self.tested, self.size = sawyer(task, texture), tested, size
-        self.env._set_task_called = True  # a task of Meta-World is but a place, which is drawn at each reset here
+        self.env, self.training, self.size = sawyer(task, texture), training, size
+        self.env._set_task_called = True  # a task of Meta-World is only a place, and here each reset draws one
         self.env._freeze_rand_vec, self.env.seeded_rand_vec = False, True
         self.env.seed(seed)
         self.renderer, self.camera = mujoco.Renderer(self.env.model, size, size), mujoco.MjvCamera()
@@ -67,8 +62,10 @@ class Drawer:
     def step(self, action):
         _, reward, _, _, info = self.env.step(action)
         self.steps += 1
-        done = self.tested and info["success"] > 0
-        return float(done) if self.tested else float(reward), done, self.steps == 200 and not done
+        if self.training:
+            return float(reward), False, self.steps == 200
+        done = info["success"] > 0
+        return float(done), done, self.steps == 200 and not done
 
     def frame(self):
         self.renderer.update_scene(self.env.data, self.camera)
@@ -92,7 +89,7 @@ def sawyer(task, texture):
             return model, mujoco.MjData(model)
 
         def reset_mocap_welds(self):
-            """Easy to miss: here a weld has a twelfth number, which theirs leaves no room for; it stays."""
+            """As Meta-World's, for a MuJoCo whose welds have a twelfth number, which stays as it is."""
             welds = self.model.eq_type == mujoco.mjtEq.mjEQ_WELD
             self.model.eq_data[welds, :11] = 0, 0, 0, 0, 0, 0, -1, 0, 0, 0, 5
 
@@ -100,17 +97,19 @@ def sawyer(task, texture):
 
 
 def paint(table, texture):
-    """Gives the table's texture another picture, on each of its cube's faces."""
+    """Gives the table's texture another picture, on each face of its cube."""
     import mujoco
 
     if texture not in ("grid", "black"):
         table.file = str(picture_of(texture).absolute())
         return
     table.file, table.width, table.height = "", 300, 300
-    table.builtin = mujoco.mjtBuiltin.mjBUILTIN_CHECKER if texture == "grid" else mujoco.mjtBuiltin.mjBUILTIN_FLAT
-    table.rgb1, table.rgb2 = ((0.1, 0.2, 0.3), (0.2, 0.3, 0.4)) if texture == "grid" else ((0, 0, 0), (0, 0, 0))
-    if texture == "grid":
-        table.mark, table.markrgb = mujoco.mjtMark.mjMARK_EDGE, (0.2, 0.3, 0.4)
+    if texture == "black":
+        table.builtin = mujoco.mjtBuiltin.mjBUILTIN_FLAT
+        table.rgb1, table.rgb2 = (0, 0, 0), (0, 0, 0)
+        return
+    table.builtin, table.mark = mujoco.mjtBuiltin.mjBUILTIN_CHECKER, mujoco.mjtMark.mjMARK_EDGE
+    table.rgb1, table.rgb2, table.markrgb = (0.1, 0.2, 0.3), (0.2, 0.3, 0.4), (0.2, 0.3, 0.4)
 
 
 def picture_of(texture):
@@ -121,15 +120,25 @@ def picture_of(texture):
     return Path(os.environ.get("DRAWERWORLD_TEXTURES", ".")) / f"{texture}.png"
 
 
+def make(task, variant, seed, size, training):
+    return Drawer(task, variant, seed, training, size)
+
+
 def check(variants):
     if importlib.util.find_spec("metaworld") is None:
-        suites.fail("DrawerWorld needs Meta-World: pip install --no-deps -r benchmark/requirements-drawerworld.txt")
-    for path in (picture_of(name) for name in variants if name not in ("grid", "black")):
+        requirements = "benchmark/suites/requirements-drawerworld.txt"
+        common.fail(f"DrawerWorld needs Meta-World: pip install --no-deps -r {requirements}")
+    for name in variants:
+        if name in ("grid", "black"):
+            continue
+        path = picture_of(name)
         if not path.is_file():
-            suites.fail(f"{path} is not there; blanket and fabric are had by: {GET}")
+            common.fail(f"{path} is not there; get blanket and fabric by: {GET}")
         if path.read_bytes()[:4] != b"\x89PNG":
-            suites.fail(f"{path} is no PNG picture; a pointer of git-lfs, perhaps, or a download cut short")
+            common.fail(f"{path} is no PNG picture, but perhaps a pointer of git-lfs or a download that was cut short")
 
+
+SUITE = pixels.Suite("drawerworld", __doc__, {"drawer": "close open"}, TEXTURES, "success", make, check)
 
 if __name__ == "__main__":
-    suites.main(sys.modules[__name__], sys.argv[1:])
+    pixels.main(SUITE, sys.argv[1:])

@@ -77,12 +77,12 @@ def deform(task, arm, hand, brick):
     for site in model.find_all("site"):
         if site.name == "bounding_box":
             scale(site, factor, "pos", "size")
-        elif site.name != "target_site":  # its place and size say how near is near enough
+        elif site.name != "target_site":  # it says how near is near enough
             scale(site, factor, "pos")
 
 
 def scale(element, factor, *names):
-    """Multiplies attributes of an element by the factor of each axis. A cylinder's size is its radius and its height."""
+    """Multiplies attributes of an element by each axis' factor. A cylinder's size is its radius and half its height."""
     for name in names:
         value = getattr(element, name)
         if value is not None:

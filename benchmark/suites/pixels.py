@@ -171,7 +171,7 @@ def main(suite, argv):
     elif command == "look":
         look(suite, tyro.cli(Look, prog=f"{suite.name} look", args=argv[1:]))
     else:
-        train(suite, common.script_path(command), argv[1:])
+        train(suite, common.find_script(command), argv[1:])
 
 
 def train(suite, path, flags):
@@ -202,7 +202,7 @@ def test(suite, flags):
         common.fail(f"--episodes {flags.episodes}: at least 1")
     run = common.load_run(flags.run, eval_episodes=flags.episodes)
     script = adopt(suite, run.script)
-    (agent,) = script.load_agents(run.args, run.state, make_envs_for(script, suite), script.Agent)
+    (agent,) = run.agents(make_envs_for(script, suite))
     rows = []
     for variant in variants:
         scores = script.evaluate(agent, run.args, make_envs_for(script, suite, variant), "test")
@@ -223,10 +223,11 @@ def test(suite, flags):
 def look(suite, flags):
     """Writes a picture of the first observations of the variants, from one seed, side by side."""
     variants = flags.variants or suite.variants
-    if flags.scale < 1 or not flags.out.endswith(".png") or not Path(flags.out).absolute().parent.is_dir():
-        common.fail(f"{flags.out} at --scale {flags.scale}: a .png file in a folder that exists, a scale of at least 1")
+    common.check_out(flags.out, ".png")
+    if flags.scale < 1:
+        common.fail(f"--scale {flags.scale}: at least 1")
     suite.check(variants)
-    own_frames(common.script_path("sac_sam_reset"))  # chooses the renderer
+    own_frames(common.find_script("sac_sam_reset"))  # chooses the renderer
     args = Show(flags.env_id or suite.tasks()[0], flags.seed)
     pictures = []
     for variant in variants:
