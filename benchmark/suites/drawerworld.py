@@ -22,7 +22,7 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 import common
 import pixels
 
@@ -139,6 +139,12 @@ def check(variants):
 
 
 SUITE = pixels.Suite("drawerworld", __doc__, {"drawer": "close open"}, TEXTURES, "success", make, check)
+
+
+def seams(script, about):
+    """What common.load_run gives a run of this suite: make_envs, make_agent."""
+    return pixels.seams(SUITE, script)
+
 
 if __name__ == "__main__":
     pixels.main(SUITE, sys.argv[1:])

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 import common
 import pixels
 
@@ -101,6 +101,12 @@ def check(variants):
 
 
 SUITE = pixels.Suite("manipulation", __doc__, {"reach": "duplo site"}, tuple(SHAPES), "return", make, check)
+
+
+def seams(script, about):
+    """What common.load_run gives a run of this suite: make_envs, make_agent."""
+    return pixels.seams(SUITE, script)
+
 
 if __name__ == "__main__":
     pixels.main(SUITE, sys.argv[1:])

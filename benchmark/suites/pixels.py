@@ -134,14 +134,20 @@ def own_frames(path):
     return size, channels == 3
 
 
-def make_envs_for(script, suite, variant=None):
-    """The script's `make_envs` that makes the suite's environments, of one variant if it is given."""
+def seams(suite, script):
+    """The make_envs and make_agent of a suite for a script, whose --env-id now means a task of the suite.
+
+    A split of make_envs can also be the name of a variant.
+    """
+    if "action_repeat" not in vars(script.Args()):
+        common.fail(f"{Path(script.__file__).name} is no script for DeepMind Control from pixels")
+    script.SUITE = suite.domains
 
     def make_suite_envs(args, split, start=0):
         size, gray = own_frames(script.__file__)
-        return make_envs(suite, args, variant or split, start, size, gray)
+        return make_envs(suite, args, split, start, size, gray)
 
-    return make_suite_envs
+    return make_suite_envs, script.Agent
 
 
 # ---- The command line ----
@@ -180,18 +186,11 @@ def train(suite, path, flags):
         if flag.split("=")[0].replace("_", "-") == "--eval-modes":
             common.fail(f"--eval-modes: looks of DMC-GB; {suite.name} has {' '.join(suite.variants)}, see `test`")
     suite.check(suite.variants[:1])
-    script = adopt(suite, common.load_script(path))
+    script = common.load_script(path)
+    make_suite_envs, make_agent = seams(suite, script)
     resumed = any(flag.split("=")[0] == "--resume" for flag in flags)
     task = [] if resumed else ["--env-id", suite.tasks()[0]]
-    script.main([*task, *flags], make_envs=make_envs_for(script, suite))
-
-
-def adopt(suite, script):
-    """The script, whose --env-id now means a task of the suite."""
-    if "action_repeat" not in vars(script.Args()):
-        common.fail(f"{Path(script.__file__).name} is no script for DeepMind Control from pixels")
-    script.SUITE = suite.domains
-    return script
+    script.main([*task, *flags], make_suite_envs, make_agent)
 
 
 def test(suite, flags):
@@ -201,11 +200,12 @@ def test(suite, flags):
     if flags.episodes < 1:
         common.fail(f"--episodes {flags.episodes}: at least 1")
     run = common.load_run(flags.run, eval_episodes=flags.episodes)
-    script = adopt(suite, run.script)
-    (agent,) = run.agents(make_envs_for(script, suite))
+    script = run.script
+    make_suite_envs, _ = seams(suite, script)
+    (agent,) = run.agents(make_suite_envs)
     rows = []
     for variant in variants:
-        scores = script.evaluate(agent, run.args, make_envs_for(script, suite, variant), "test")
+        scores = script.evaluate(agent, run.args, make_suite_envs, variant)
         mean, std = f"{scores.mean():.4g}", f"{scores.std():.4g}"
         rows.append([run.state["step"], variant, len(scores), mean, std])
         print(f"{variant:12} {suite.score} {mean} +- {std} in {len(scores)} episodes", flush=True)
