@@ -17,7 +17,7 @@ import torch.nn as nn
 import tyro
 from conftest import ROOT, ROWS, ScriptedEnvs, folder_in, load, obs_shape_of, tiny_args
 
-sys.path.insert(0, str(ROOT / "benchmark" / "suites"))
+sys.path[:0] = [str(ROOT / "benchmark" / "suites"), str(ROOT / "benchmark")]
 import ablations
 import common
 import networks
@@ -457,7 +457,7 @@ def test_crelu_of_sac_doubles_the_inputs_of_what_follows(ablation, tmp_path):
     assert torch.allclose(log_std @ log_std.T, torch.eye(2), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["drq_sam_reset", "sac_sam_reset"])
+@pytest.mark.parametrize("name", [pytest.param("drq_sam_reset", marks=pytest.mark.slow), "sac_sam_reset"])
 def test_l2_is_the_weight_decay_of_adam(name, monkeypatch, tmp_path):
     """After the first update; a large one, that it shows."""
     script, spared = load(name), {"drq_sam_reset": (), "sac_sam_reset": "log_alpha"}[name]
