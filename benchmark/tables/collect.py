@@ -129,9 +129,8 @@ def settings_of(folder, about):
     if not (folder / f"{stem}.py").exists():  # a program that trains a script
         script = next((path.stem for path in folder.glob("*.py")), stem)
     name = script
-    if stem == "ablations":  # its first two words, in either order and with either dash
-        both = {word.replace("-", "_") for word in words[:2]}
-        name = " ".join([script, *(both - {script})])
+    if stem == "ablations":  # ablations.py SCRIPT ABLATION
+        name = script if words[1] == "plain" else f"{script} {words[1]}"
     elif stem != script:
         name = f"{script} {stem}"
     unknown = {"script": name, "changed": "", "default_steps": ""}

@@ -51,9 +51,9 @@ def regularised(script, base, changed):
     """Lee et al. 2023, Tables 1, 2 and 6: rows that begin with the base method's name."""
     return {
         base: Method(script, BASE | changed),
-        f"{base}+L2, 1e-3": Method(f"{script} l2_1e_3", BASE | changed),  # the best of three is in the tables
-        f"{base}+L2, 1e-4": Method(f"{script} l2_1e_4", BASE | changed),
-        f"{base}+L2, 1e-5": Method(f"{script} l2_1e_5", BASE | changed),
+        f"{base}+L2, 1e-3": Method(f"{script} l2_1e-3", BASE | changed),  # the best of three is in the tables
+        f"{base}+L2, 1e-4": Method(f"{script} l2_1e-4", BASE | changed),
+        f"{base}+L2, 1e-5": Method(f"{script} l2_1e-5", BASE | changed),
         f"{base}+SAM": Method(script, NO_RESETS | changed),
         f"{base}+LN": Method(f"{script} layer_norm", BASE | changed),
         f"{base}+CReLU": Method(f"{script} crelu", BASE | changed),
