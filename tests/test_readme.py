@@ -142,7 +142,7 @@ def script_of(path, argv):
         if script in text:
             return script
     words = {"ppo_netrand": ["netrand", "analyses/looks"], "drq_sam_reset": ["DrQ="], "sac_sam_reset": ["SAC="]}
-    words["drqv2_pieg"] = ["PIE-G", "zero_shot", "--split looks", "--eval-modes", *SUITES]
+    words["drqv2_pieg"] = ["PIE-G", "--split looks", "--eval-modes", *SUITES]
     for script, some in words.items():
         if any(word in text for word in some):
             return script
@@ -221,16 +221,15 @@ def fields_of(path):
 
 
 def flags_of(words):
-    """All flags that a command may have: those of the program, and of the script whose name stands behind it."""
+    """All flags that a command may have: those of the program, and of the script that it passes them to."""
     path = ROOT / words[0]
     if words[0] == "algos/mine.py":
         path = ROOT / "algos/mdpo.py"
     flags = fields_of(path)
     if path.parent.name == "suites":
         flags |= fields_of(ROOT / "benchmark/suites/pixels.py")
-        for script in FIVE:
-            if script in words:
-                flags |= fields_of(ROOT / f"algos/{script}.py")
+    if path.parent.name == "suites" or path.name == "evaluate.py":
+        flags |= fields_of(ROOT / f"algos/{script_of(words[0], words[1:])}.py")
     return flags
 
 
