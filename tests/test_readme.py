@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, ROWS
-from test_drqv2_pieg import make_looks
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ALL_PAGES = [*PAGES, *sorted((ROOT / "benchmark").rglob("*.md"))]
@@ -86,6 +85,8 @@ def run_command(path, argv, checkout, monkeypatch, capsys):
         pytest.skip("Meta-World is not installed: make drawerworld")
     looks = {"--eval-modes", "--dmcgb-dir", "looks"} & set(argv)
     if looks and not Path("data").exists():
+        from test_drqv2_pieg import make_looks
+
         make_looks(checkout / "data" / "dmcgb")  # what `make dmcgb` would download
     if "runs" in argv or any("runs/<" in word for word in argv):
         folder = make_run(path, argv, checkout, monkeypatch)
