@@ -96,9 +96,10 @@ def run_command(path, argv, checkout, monkeypatch, capsys):
         argv = [argv[0], *expand(argv[1]), *argv[2:]]
     before = set(checkout.rglob("*"))
     run_python(checkout / path, argv + short_form(path, argv), monkeypatch)
-    made = {file.name for file in set(checkout.rglob("*")) - before}
+    made = {file.name: file for file in set(checkout.rglob("*")) - before}
     if path.startswith("algos/") and "--resume" not in argv:
-        assert {"checkpoint.pt", "args.json", "metrics.csv", Path(path).name} <= made
+        assert {"checkpoint.pt", "args.json", "metrics.csv", Path(path).name} <= made.keys()
+        assert ("eval/test_return" in made["metrics.csv"].read_text()) == is_evaluated(argv)
     if "--out" in argv and argv[argv.index("--out") + 1] != ".":
         assert Path(argv[argv.index("--out") + 1]).exists()
 
@@ -184,21 +185,24 @@ def short_form(path, argv):
     if "--resume" in argv:
         return ["--eval-every", "0", "--total-timesteps", "192" if "--total-timesteps" in argv else "128"]
     if path.startswith("algos/") or "--env-id" in argv:
-        return short_training(script_of(path, argv))
+        return short_training(script_of(path, argv), is_evaluated(argv))
     return []
 
 
-def short_training(script):
+def is_evaluated(argv):
+    """Whether a command that trains says something about evaluations. In the others they are left out: they take long."""
+    return any("--eval" in word or word == "--active-units" for word in argv)
+
+
+def short_training(script, evaluated):
     """The flags of a script's row but for the task and its mode, which the command chooses."""
     flags = flags_of_row("mdpo" if script == "ppo_netrand" else script)
     flags = [*flags[flags.index("--total-timesteps") :], "--final-eval-episodes", "2"]
-    if script == "mdpo":
-        return [*flags, "--eval-every", "64"]
+    if script == "drq_sam_reset":
+        flags += ["--final-eval-episodes", "1"]  # a game of boxing takes its time
     if script == "ppo_netrand":
-        return [*flags, "--mc-samples", "1"]
-    if script == "drq_sam_reset":  # a game of boxing takes its time
-        return [*flags, "--eval-every", "1000", "--final-eval-episodes", "1"]
-    return flags
+        flags += ["--mc-samples", "1"]
+    return [*flags, "--eval-every", "1000" if evaluated else "0"]  # 1000: after the last step alone
 
 
 def test_the_readme_has_commands():
