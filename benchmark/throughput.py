@@ -262,12 +262,12 @@ class Clock:
         graph calls no function of Python, so it is kept from the calls before the graph was recorded.
         """
 
-        def call(*inputs):
+        def call(*inputs, **more):
             if self.inside:
                 self.inner = phase
-                return function(*inputs)
+                return function(*inputs, **more)
             start, self.inside, self.inner = now(), True, None
-            outputs = function(*inputs)
+            outputs = function(*inputs, **more)
             self.inside = False
             name = phase or self.phases.setdefault(id(inputs[0]), self.inner or "rest")
             self.seconds[name] += now() - start
@@ -305,11 +305,11 @@ def noting_calls(function, calls):
     def leave(*_):
         within.pop()
 
-    def noting(*inputs):
+    def noting(*inputs, **more):
         if calls:
-            return function(*inputs)
+            return function(*inputs, **more)
         hooks = modules.register_module_forward_pre_hook(enter), modules.register_module_forward_hook(leave)
-        outputs = function(*inputs)
+        outputs = function(*inputs, **more)
         for hook in hooks:
             hook.remove()
         return outputs
