@@ -57,14 +57,16 @@ class Run:
     args: Any
     state: dict
     about: dict
+    make_envs: Any  # what it was trained with: the script's own, or those of a program in benchmark/suites/
+    make_agent: Any
 
     def agents(self, make_envs=None, make_agent=None):
-        """The run's agents, by default with the script's own environments and networks; or the program ends."""
-        make_envs = make_envs or self.script.make_envs
-        make_agent = make_agent or self.script.Agent
+        """The run's agents, by default with the environments and networks it was trained with; or the program ends."""
+        make_envs = make_envs or self.make_envs
+        make_agent = make_agent or self.make_agent
         try:
             return self.script.load_agents(self.args, self.state, make_envs, make_agent)
-        except (RuntimeError, ValueError) as error:  # an ablation's network, the task of another suite
+        except (RuntimeError, ValueError) as error:  # a network or a task from elsewhere
             name = Path(self.script.__file__).name
             fail(f"{self.folder} was not trained by {name} alone: {first_line(error)}")
 
@@ -103,7 +105,16 @@ def load_run(text, **changes):
         args = script.Args(**about["args"] | changes)
     except TypeError as error:
         fail(f"{folder} is a run of another version of {path.name}: {error}")
-    return Run(folder, name or args.exp_name, script, args, state, about)
+    make_envs, make_agent = seams(script, about)
+    return Run(folder, name or args.exp_name, script, args, state, about, make_envs, make_agent)
+
+
+def seams(script, about):
+    """The make_envs and make_agent that a run of `script` was trained with, from its args.json."""
+    program = Path(about["command"][0])
+    if program.parent.name != "suites":
+        return script.make_envs, script.Agent
+    return load_script(ROOT / "benchmark" / "suites" / program.name).seams(script, about)
 
 
 def split_name(text):
@@ -125,6 +136,16 @@ def read_about(folder):
     if not isinstance(about, dict) or not {"command", "args", "commit", "hardware", "packages"} <= about.keys():
         fail(f"{folder}/args.json is of no run, or of one of another version")
     return about
+
+
+def find_script(word):
+    """The path of a script: `word` itself if it ends in .py, else the script of that name in algos/."""
+    there = sorted(path.stem for path in (ROOT / "algos").glob("*.py"))
+    if word.endswith(".py"):
+        return Path(word)
+    if word.replace("-", "_") not in there:
+        fail(f"no script {word!r}, there are: {' '.join(there)}, or the path of a .py file")
+    return ROOT / "algos" / f"{word.replace('-', '_')}.py"
 
 
 def load_script(path):
@@ -166,3 +187,33 @@ def suite_of(about):
 def plain(task):
     """One spelling of a task for all: mspacman of MsPacman and ms_pacman."""
     return task.lower().replace("-", "").replace("_", "")
+
+
+# ---- A measure of networks ----
+def active_shares(network, forward):
+    """Shares of the units behind ReLUs that are not zero in forward(), {name: float}.
+
+    Of the whole "backbone" and "head" of a network, which it has by these names, and of each ReLU in them.
+    """
+    import torch  # see load_run
+
+    layers, hooks = {}, []
+
+    def note(name):
+        return lambda module, inputs, output: layers.update({name: (output != 0).flatten()})
+
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.ReLU):
+            hooks.append(module.register_forward_hook(note(name)))
+    with torch.no_grad():
+        forward()
+    for hook in hooks:
+        hook.remove()
+    shares = {}
+    for part in ("backbone", "head"):
+        inside = {name: active for name, active in layers.items() if name.startswith(f"{part}.")}
+        if inside:
+            shares[part] = torch.cat(list(inside.values())).float().mean().item()
+        for name, active in inside.items():
+            shares[name] = active.float().mean().item()
+    return shares
