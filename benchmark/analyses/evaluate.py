@@ -45,12 +45,12 @@ def main():
     evaluate_run(dataclasses.replace(run, args=args))
 
 
-def evaluate_run(run, make_envs=None, make_agent=None):
-    """Plays run.args.eval_episodes episodes with the script's own `compare`, prints a table and writes it.
+def evaluate_run(run):
+    """Plays run.args.eval_episodes episodes per agent and split with the script's own `compare`. -> list of rows.
 
-    -> list of rows. make_envs, make_agent: as in the script's `train`, where they are not the script's own.
+    Prints the rows and writes them to evaluation.csv in the run's folder.
     """
-    agents = run.agents(make_envs, make_agent)
+    agents = run.agents()
     script, rows, own = run.script, [], run.script.evaluate
 
     def evaluate(agent, args, make_envs, split, tick=lambda: None):
@@ -65,7 +65,7 @@ def evaluate_run(run, make_envs=None, make_agent=None):
 
     script.evaluate = evaluate  # that `compare` calls
     try:
-        script.compare(agents, run.args, make_envs or script.make_envs)
+        script.compare(agents, run.args, run.make_envs)
     finally:
         script.evaluate = own
     report(rows)

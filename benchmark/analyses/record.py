@@ -83,7 +83,7 @@ class Episode:
 
 
 def play(run, agent, split, count, steps, seed=0, beside=None):
-    """The script's own evaluation of `count` episodes, each cut after `steps` steps. -> list of Episode.
+    """`count` episodes of the script's own evaluation, each cut after `steps` steps. -> list of Episode.
 
     beside: another split, whose environments get the same actions. -> two lists, of `split` and of `beside`.
     """
@@ -92,7 +92,7 @@ def play(run, agent, split, count, steps, seed=0, beside=None):
     def make_envs(args, _, start=0):
         for name in splits:
             try:
-                envs = run.script.make_envs(args, name, start)
+                envs = run.make_envs(args, name, start)
             except (OSError, ValueError, RuntimeError) as error:  # of the looks' data, say
                 common.fail(common.first_line(error))
             recorders.append(Recorder(envs, count, steps))
