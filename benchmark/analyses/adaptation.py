@@ -372,7 +372,7 @@ def command_of(args, task, method, optimizer, seed):
 
 def about_this_machine(args, device):
     """(commit, packages, hardware), as collect.py writes them for a run."""
-    about = script.describe(args, device)
+    about = script.describe(args)
     hardware, packages = about["hardware"], about["packages"]
     named = " ".join(f"{name}=={packages[name]}" for name in ("torch", "torchvision"))
     return about["commit"], named, f"{hardware['gpu'] or 'no GPU'}, {hardware['cores']} cores {hardware['cpu']}"

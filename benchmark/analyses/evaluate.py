@@ -12,6 +12,7 @@ defaults are the run's; that of --eval-episodes is the run's --final-eval-episod
 
 import csv
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -36,11 +37,10 @@ def main():
     run = common.load_run(words[0], cuda_required=False)
     run.args.eval_episodes = run.args.final_eval_episodes
     args = tyro.cli(run.script.Args, args=words[1:], default=run.args, description=__doc__)
-    for name, value in vars(run.args).items():
-        if getattr(args, name) != value and name not in FREE and not name.startswith("eval_"):
-            free = sorted(FREE & vars(args).keys())
-            flags = " ".join(f"--{other.replace('_', '-')}" for other in free)
-            common.fail(f"--{name.replace('_', '-')} is {value} in that run; what may be given: --eval-* {flags}")
+    given = json.loads(json.dumps(dataclasses.asdict(args)))  # with lists for tuples, as in args.json
+    for name, value in run.about["args"].items():
+        if given[name] != value and name not in FREE and not name.startswith("eval_"):
+            common.fail(f"--{name.replace('_', '-')} is {value} in that run and stays so; see --help")
     run.script.check(args)
     evaluate_run(dataclasses.replace(run, args=args))
 
@@ -58,7 +58,7 @@ def evaluate_run(run):
         row = {"step": run.state["step"], "agent": agents.index(agent) + 1, "split": split, "episodes": len(returns)}
         if "mc_samples" in vars(args):  # ppo_netrand.py: 0 is the clean policy
             row["mc_samples"] = args.mc_samples
-        if split.startswith("video"):  # DMC-GB's clips, of which some may be missing
+        if "dmcgb_dir" in vars(args):  # how many clips of DMC-GB there are
             row["clips"] = len(list(Path(args.dmcgb_dir, split).glob("*.mp4")))
         rows.append(row | {"mean": returns.mean(), "std": returns.std(), "median": np.median(returns)})
         return returns
