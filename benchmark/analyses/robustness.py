@@ -1,27 +1,33 @@
 """How much a policy changes when what it sees is recoloured: KL divergences along test episodes.
 
 Paper: Xie et al. 2025, MDPO, Table 1 (random convolutions) and Figure 13 (brightness, contrast, saturation, hue). Each
-agent plays test levels, and KL(pi(o) || pi(perturbed o)) is taken of several perturbed versions of each frame that it
-sees; mean and standard deviation are over all frames and versions. The paper does not say how many versions there are,
-how large the kernels or how far colours move: ten, 3 x 3, factors of 0.5 to 1.5 and any hue are our choice.
+agent plays test levels. The program perturbs each frame that the agent sees several times and takes KL(pi(frame) ||
+pi(perturbed frame)); mean and standard deviation are over all frames and versions. The paper does not say how many
+versions there are, how large the kernels are or how far colours move. Ours: ten, 3 x 3, factors of 0.5 to 1.5, any hue.
 
-    python benchmark/robustness.py PPO=runs/<PPO> MDPO=runs/<MDPO> --out robustness.csv
-    python benchmark/robustness.py runs/<folder> --perturb random_conv hue --images perturbed.png
+    python benchmark/analyses/robustness.py PPO=runs/<PPO> MDPO=runs/<MDPO> --out robustness.csv
+    python benchmark/analyses/robustness.py runs/<folder> --perturb random_conv hue --images perturbed.png
+
+It is for runs of mdpo.py and ppo_netrand.py and copies of them: `agent(obs)` gives logits and values.
 """
 
-import dataclasses
+import sys
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Literal, get_args
 
-import checkpoints
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-import suites
 import torch
 import torchvision.transforms.functional as colours
 import tyro
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import common
+from evaluate import report
+from record import play
 
 matplotlib.use("Agg")  # draws into files, without a display
 Perturbation = Literal["random_conv", "brightness", "contrast", "saturation", "hue"]
@@ -30,12 +36,12 @@ FACTORS = {"brightness": (0.5, 1.5), "contrast": (0.5, 1.5), "saturation": (0.5,
 
 @dataclass
 class Args:
-    checkpoints: tyro.conf.Positional[list[str]]  # [METHOD=]RUN: run folders or checkpoints of mdpo.py, ppo_netrand.py
-    perturb: tuple[Perturbation, ...] = get_args(Perturbation)  # what is done to the frames, each for itself
+    runs: tyro.conf.Positional[list[str]]  # [METHOD=]FOLDER of some runs
+    perturb: tuple[Perturbation, ...] = get_args(Perturbation)  # what is done to the frames, one at a time
     out: str | None = None  # .csv file for the table
     images: str | None = None  # .png file: a frame beside versions of it
     episodes: int = 10  # on test levels, of each agent
-    steps: int = 1000  # the longest episode; what is still under way is cut
+    steps: int = 1000  # the longest episode; one that goes on is cut
     draws: int = 10  # perturbed versions of a frame
     seed: int = 0  # draws the levels, the actions and the perturbations
     cuda: bool = True  # use a GPU if there is one
@@ -44,58 +50,53 @@ class Args:
 def main():
     args = tyro.cli(Args, description=__doc__)
     if min(args.episodes, args.steps, args.draws) < 1 or args.seed < 0 or not args.perturb:
-        suites.fail("--episodes --steps --draws: at least 1; --seed: at least 0; --perturb: at least one")
-    checkpoints.check(args.checkpoints, (args.out, ".csv"), (args.images, ".png"))
+        common.fail("--episodes --steps --draws: at least 1; --seed: at least 0; --perturb: at least one")
+    if args.out:
+        common.check_out(args.out, ".csv")
+    if args.images:
+        common.check_out(args.images, ".png")
     rows, shown = [], None
-    for checkpoint, agents in [load(path, args.cuda) for path in args.checkpoints]:
-        boxed = has_box(checkpoint.args)
-        for number, agent in enumerate(agents, 1):
-            frames = play(checkpoint, agent, args.seed, args.episodes, args.steps)  # [M, 3, 64, 64]
-            shown = shown or (frames[min(50, len(frames) - 1)], boxed)
+    for run in load(args.runs, args.cuda):
+        for number, agent in enumerate(run.agents(), 1):
+            frames = seen(run, agent, args.episodes, args.steps, args.seed)  # [M, 3, 64, 64]
+            if shown is None:
+                shown = frames[min(50, len(frames) - 1)], has_box(run.args)
             for name in args.perturb:
-                change = partial(perturbed, name=name, rng=stream(args.seed, name), boxed=boxed)
+                change = partial(perturbed, name=name, rng=stream(args.seed, name), boxed=has_box(run.args))
                 kl = divergences(agent, frames, change, args.draws)  # [M, draws]
-                about = {"agent": number, "perturbation": name, "episodes": args.episodes, "frames": len(kl)}
-                about |= {"draws": args.draws, "kl_mean": kl.mean().item(), "kl_std": kl.std(correction=0).item()}
-                rows.append(checkpoint.source() | about)
-    checkpoints.report(rows, args.out)
+                row = {"agent": number, "perturbation": name, "episodes": args.episodes, "frames": len(kl)}
+                row |= {"draws": args.draws, "kl_mean": kl.mean().item(), "kl_std": kl.std(correction=0).item()}
+                rows.append(run.source() | row)
+    report(rows, args.out)
     if args.images:
         draw(*shown, args.perturb, args.seed).savefig(args.images, dpi=130)
         print(args.images)
 
 
 # ---- Agents and what they see ----
-def load(path, cuda):
-    """(Checkpoint, its agents), of which mdpo.py may have two."""
-    checkpoint = checkpoints.load(path, ("mdpo", "ppo_netrand"), cuda)
-    script, one = checkpoint.script, hasattr(checkpoint.script, "load_agent")
-    agents = checkpoint.build(script.load_agent if one else script.load_agents, checkpoint.state)
-    return checkpoint, [agent.eval() for agent in ([agents] if one else agents)]
+def load(texts, cuda):
+    """The runs of [METHOD=]FOLDER, in fp32. The program ends if one is not of a PPO script."""
+    if not texts:
+        common.fail("a run's folder, or some of them, is needed")
+    runs = [common.load_run(text, cuda=cuda, cuda_required=False, precision="fp32") for text in texts]
+    for run in runs:
+        if "clip_coef" not in vars(run.args):
+            common.fail(f"{run.folder}: this is for runs of mdpo.py and ppo_netrand.py and copies of them")
+    return runs
 
 
-def play(checkpoint, agent, seed, episodes, steps):
-    """What an agent sees in test episodes, one episode behind the other. -> uint8 [M, 3, 64, 64]."""
-    script, device = checkpoint.script, next(agent.parameters()).device
-    envs = script.make_envs(dataclasses.replace(checkpoint.args, seed=seed, num_envs=episodes), "test")
-    noise_rng, num_actions = torch.Generator().manual_seed(seed), int(envs.single_action_space.n)
-    obs, _ = envs.reset()
-    seen, ended = [[] for _ in obs], np.zeros(episodes, bool)
-    for _ in range(steps):
-        for n in np.flatnonzero(~ended):
-            seen[n].append(obs[n].copy())
-        noise = torch.empty(episodes, num_actions).exponential_(generator=noise_rng)
-        actions, _, _ = script.act(agent, torch.as_tensor(obs).to(device), noise.to(device))
-        obs, _, terminated, truncated, _ = envs.step(actions.cpu().numpy())
-        ended |= terminated | truncated
-        if ended.all():
-            break
-    envs.close()
-    return torch.as_tensor(np.concatenate(seen))
+def seen(run, agent, episodes, steps, seed):
+    """What an agent sees in test episodes, one episode after the other. -> uint8 [M, 3, 64, 64]."""
+    frames = []
+    for episode in play(run, agent, "test", episodes, steps, seed):
+        frames += episode.obs
+    return torch.as_tensor(np.stack(frames))
 
 
 def has_box(args):
-    """Whether the velocity is painted into the frames. Easy to miss: it is no colour, and stays as it is."""
-    return getattr(args, "plain_look", False) or getattr(args, "paint_vel_info", False)
+    """Whether the velocity is painted into the frames. It is no colour, so a perturbation leaves it as it is."""
+    known = vars(args)
+    return bool(known.get("plain_look") or known.get("paint_vel_info"))
 
 
 # ---- Perturbations ----
@@ -106,7 +107,7 @@ def stream(seed, name):
 
 
 def perturbed(images, name, rng, boxed=False):
-    """One version of each image. uint8 [B, 3, H, W] -> the same. boxed: but for the velocity box."""
+    """One version of each image. uint8 [B, 3, H, W] -> the same. boxed: the velocity box stays as it is."""
     versions = random_conv(images, rng) if name == "random_conv" else recolour(images, name, rng)
     if boxed:
         versions[:, :, :13, :26] = images[:, :, :13, :26]
@@ -114,14 +115,14 @@ def perturbed(images, name, rng, boxed=False):
 
 
 def random_conv(images, rng):
-    """Each image through a convolution of its own, of standard normal weights. uint8 [B, 3, H, W] -> the same."""
+    """Each image after a convolution of its own with standard normal weights. uint8 [B, 3, H, W] -> the same."""
     kernels = torch.randn(len(images) * 3, 3, 3, 3, generator=rng)
     channels = images.float().reshape(1, -1, *images.shape[2:])  # [1, 3B, H, W], in B groups
     return rescaled(torch.nn.functional.conv2d(channels, kernels, padding=1, groups=len(images)).view(images.shape))
 
 
 def rescaled(images):
-    """Each image's least value becomes 0 and its greatest 255; one of one value is black. [B, C, H, W] -> uint8."""
+    """Each image's lowest value becomes 0, its highest 255; one of a single value is black. [B, C, H, W] -> uint8."""
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
     return (255 * (images - low) / (high - low).clamp(min=torch.finfo(images.dtype).tiny)).round().to(torch.uint8)
 
@@ -136,7 +137,7 @@ def recolour(images, name, rng):
 # ---- The measure ----
 @torch.no_grad()
 def divergences(agent, frames, change, draws):
-    """KL(pi(o) || pi(change(o))) of some versions of each frame. uint8 [M, 3, 64, 64] -> float64 [M, draws]."""
+    """KL(pi(frame) || pi(change(frame))), `draws` versions per frame. uint8 [M, 3, 64, 64] -> float64 [M, draws]."""
     device, found = next(agent.parameters()).device, []
     for obs in frames.split(32):
         logits, _ = agent(obs.to(device))  # [B, A]
@@ -152,7 +153,7 @@ def kl_divergence(logits, others):
 
 
 def draw(frame, boxed, names, seed, columns=8):
-    """A frame [3, H, W] and versions of it, a row a perturbation -> figure."""
+    """A frame [3, H, W] and versions of it, one row per perturbation -> figure."""
     figure, axes = plt.subplots(len(names), columns, figsize=(1.3 * columns, 1.4 * len(names) + 0.3), squeeze=False)
     figure.set_layout_engine("constrained")
     for row, name in zip(axes, names, strict=True):

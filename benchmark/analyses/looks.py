@@ -1,20 +1,18 @@
 """What an agent of ppo_netrand.py makes of a look that it never saw: its features, and where on the picture it looks.
 
 Paper: Lee et al. 2020, Network Randomization, Figures 3 (trajectories in the hidden space) and 4 (Grad-CAM). The agent
-plays training levels in the one look of --plain-look, and its actions are sent to the same levels in the full look.
-What it sees then differs in the style alone, step by step; it is judged with the clean policy, in fp32 on the CPU.
+plays training levels in the look of --plain-look. The same levels in the full look get the same actions, so what it
+would see there differs in the style alone, step by step. Its clean policy is measured, in fp32 on the CPU.
 
-    python benchmark/looks.py runs/<PPO> runs/<PPO + netrand> --out looks
+    python benchmark/analyses/looks.py runs/<PPO> runs/<PPO + netrand> --out looks
 
 looks_trajectories.png: features of one episode, on their two main components. looks_grad_cam.png: where the logit of
-the action comes from. looks.csv: distance of the two looks' features over all episodes, a row a checkpoint; a ratio is
-the distance divided by the mean one between steps of the same look, 0 where the look does not matter.
+the action comes from. looks.csv: the distance between the features of the two looks over all episodes, one row per run.
+A ratio is that distance divided by the mean one between steps of the same look; 0 means that the look does not matter.
 """
 
 import csv
-import dataclasses
-import importlib.util
-import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,44 +23,51 @@ import torch
 import torch.nn.functional as F
 import tyro
 
-matplotlib.use("Agg")  # draws into files, without a display
-SCRIPT = Path(__file__).parent.parent / "algos" / "ppo_netrand.py"
-spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import common
+from record import play
+from tsne import encode
 
+matplotlib.use("Agg")  # draws into files, without a display
 LOOKS = {"train": ("seen look", "#0072B2"), "full_look": ("unseen look", "#D55E00")}  # of each split: name, colour
 
 
 @dataclass
 class Args:
-    checkpoints: tyro.conf.Positional[list[str]]  # run folders or checkpoints of ppo_netrand.py --plain-look
+    runs: tyro.conf.Positional[list[str]]  # run folders of ppo_netrand.py --plain-look, or of copies of it
     out: str  # folder, which exists, for the two pictures and the table
-    episodes: int = 8  # episodes that the distances are means over; the pictures show the first one
-    steps: int = 200  # the longest episode; what is still under way is cut
+    episodes: int = 8  # the distances are means over them; the pictures show the first one
+    steps: int = 200  # the longest episode; one that goes on is cut
     seed: int = 0  # draws the levels and the actions
     moments: int = 6  # of the first episode, columns of the Grad-CAM picture
 
 
 def main():
-    args = tyro.cli(Args)
-    if min(args.episodes, args.moments) < 1 or args.steps < 2 or args.seed < 0:
-        script.fail("--episodes --moments: at least 1; --steps: at least 2; --seed: at least 0")
+    args = tyro.cli(Args, description=__doc__)
+    if min(args.episodes, args.moments) < 1 or args.steps < 2 or args.seed < 0 or not args.runs:
+        common.fail("--episodes --moments: at least 1; --steps: at least 2; --seed: at least 0; some runs")
     out = Path(args.out)
     if not out.is_dir():
-        script.fail(f"--out {out}: a folder that exists")
-    states = [load(path) for path in args.checkpoints]
+        common.fail(f"--out {out}: a folder that exists")
+    runs = [common.load_run(text, cuda=False, cuda_required=False, precision="fp32") for text in args.runs]
+    for run in runs:
+        if not vars(run.args).get("plain_look"):
+            common.fail(f"{run.folder}: was trained without --plain-look, so there is no look that it never saw")
     rows, trajectories, maps = [], [], []
-    for path, label, state in zip(args.checkpoints, labels(states), states, strict=True):
-        run_args = dataclasses.replace(state["args"], num_envs=args.episodes, seed=args.seed)
-        agent = script.load_agent(run_args, state).eval()
-        obs, actions, lengths = play(agent, run_args, args.steps)
-        hidden = [features(agent, look, lengths) for look in obs]  # [M, 256] each, M steps of all episodes
-        rows.append(describe(path, label, state, lengths) | distances(*hidden))
-        trajectories.append((rows[-1], [features(agent, look[:, :1], lengths[:1]) for look in obs]))
-        moments = np.linspace(0, lengths[0] - 1, args.moments).round().astype(int)
-        cams = [grad_cam(agent, torch.as_tensor(look[moments, 0]), actions[moments, 0]) for look in obs]
-        maps.append((label, moments, obs[:, moments, 0], torch.stack(cams).numpy()))
+    for run, label in zip(runs, labels(runs), strict=True):
+        agent = run.agents()[0]
+        both = play_both(run, agent, args.episodes, args.steps, args.seed)
+        hidden = [features(agent, episodes) for episodes in both]  # [M, 256] each, M steps of all episodes
+        about = {"label": label, "env_id": run.args.env_id, "seed": run.args.seed, "step": run.state["step"]}
+        about |= {"commit": run.about["commit"], "episodes": args.episodes, "steps": len(hidden[0])}
+        rows.append(about | distances(*hidden))
+        first = both[0][0], both[1][0]
+        trajectories.append((rows[-1], [features(agent, [episode]) for episode in first]))
+        moments = np.linspace(0, len(first[0].obs) - 1, args.moments).round().astype(int)
+        actions = torch.as_tensor(np.stack(first[0].actions))[moments]
+        obs = np.stack([np.stack(episode.obs)[moments] for episode in first])  # [2, K, 3, 64, 64]
+        cams = [grad_cam(agent, torch.as_tensor(look), actions) for look in obs]
+        maps.append((label, moments, obs, torch.stack(cams).numpy()))
     draw_trajectories(trajectories).savefig(out / "looks_trajectories.png", dpi=130)
     draw_maps(maps).savefig(out / "looks_grad_cam.png", dpi=130)
     with open(out / "looks.csv", "w", newline="") as file:
@@ -73,66 +78,34 @@ def main():
         print(f"{row['label']}: cosine distance {row['cosine']:.3f}, {row['cosine_ratio']:.2f} of that in one look")
 
 
-# ---- Checkpoints and episodes ----
-def load(path):
-    """A checkpoint, whose "args" become the script's Args, on the CPU in fp32; one without --plain-look is refused."""
-    state = script.load_checkpoint(path)
-    try:
-        args = script.Args(**state["args"] | {"cuda": False, "cuda_required": False, "precision": "fp32"})
-    except TypeError as error:
-        script.fail(f"{path} is of another version of ppo_netrand.py: {error}")
-    if not args.plain_look:
-        script.fail(f"{path}: was trained without --plain-look, so there is no look that it never saw")
-    return state | {"args": args}
-
-
-def labels(states):
-    """The method of each checkpoint; with seed, and with step, where that is needed to tell them apart."""
-    names = ["PPO + netrand" if state["args"].netrand else "PPO" for state in states]
-    seeds, steps = [f"seed {state['args'].seed}" for state in states], [f"step {state['step']}" for state in states]
+# ---- Runs and episodes ----
+def labels(runs):
+    """The method of each run; with the seed, and with the step, where that is needed to tell them apart."""
+    names = ["PPO + netrand" if run.args.netrand else "PPO" for run in runs]
+    seeds = [f"seed {run.args.seed}" for run in runs]
+    steps = [f"step {run.state['step']}" for run in runs]
     for parts in (seeds, steps):
         names = [f"{name} {part}" if names.count(name) > 1 else name for name, part in zip(names, parts, strict=True)]
     return names
 
 
-def play(agent, args, steps, make_envs=script.make_envs):
-    """One episode an environment in both looks: the agent sees the seen one, and both get its actions.
-
-    -> obs uint8 [2, T, N, 3, 64, 64], seen and unseen; actions int64 [T, N]; lengths [N], steps of each first episode.
-    """
-    looks = [make_envs(args, split) for split in LOOKS]
-    noise_rng, num_actions = torch.Generator().manual_seed(args.seed), int(looks[0].single_action_space.n)
-    obs, kept, chosen = [envs.reset()[0] for envs in looks], [], []
-    lengths, ended = np.zeros(args.num_envs, dtype=int), np.zeros(args.num_envs, dtype=bool)
-    while len(kept) < steps and not ended.all():
-        kept.append(np.stack(obs))
-        noise = torch.empty(args.num_envs, num_actions).exponential_(generator=noise_rng)
-        actions, _, _ = script.act(agent, torch.as_tensor(obs[0]), noise)
-        chosen.append(actions)
-        lengths += ~ended
-        seen, unseen = (envs.step(actions.numpy()) for envs in looks)
-        if any((a != b)[~ended].any() for a, b in zip(seen[1:4], unseen[1:4], strict=True)):
-            script.fail(f"{args.env_id}: the two looks part at step {len(kept)}, they are not the same game here")
-        obs, ended = [seen[0], unseen[0]], ended | seen[2] | seen[3]
-    for envs in looks:
-        envs.close()
-    return np.stack(kept, axis=1), torch.stack(chosen), lengths
+def play_both(run, agent, count, steps, seed):
+    """Episodes in both looks: the agent sees the seen one, and both get its actions. -> two lists of Episode."""
+    seen, unseen = play(run, agent, "train", count, steps, seed, beside="full_look")
+    for one, other in zip(seen, unseen, strict=True):
+        for t, reward in enumerate(one.rewards):
+            last = t + 1 == len(one.rewards)
+            if t >= len(other.rewards) or other.rewards[t] != reward or (last and other.ended != one.ended):
+                common.fail(f"{run.args.env_id}: the two looks part at step {t + 1}, they are not the same game here")
+    return seen, unseen
 
 
-@torch.no_grad()
-def features(agent, obs, lengths):
-    """Features of what was seen, without what followed the episodes. [T, N, 3, 64, 64], [N] -> [M, 256]."""
-    steps = np.concatenate([obs[:length, n] for n, length in enumerate(lengths)])  # one episode after the other
-    return torch.cat([agent.features(part) for part in torch.as_tensor(steps).split(256)])
-
-
-def describe(path, label, state, lengths):
-    """Where a row of the table comes from. The commit is its run folder's, if that is there."""
-    about = script.checkpoint_path(path).parent / "args.json"
-    commit = json.loads(about.read_text())["commit"] if about.is_file() else ""
-    args = state["args"]
-    source = {"label": label, "env_id": args.env_id, "seed": args.seed, "step": state["step"], "commit": commit}
-    return source | {"episodes": len(lengths), "steps": int(lengths.sum())}
+def features(agent, episodes):
+    """The encoder's output for all that was seen, one episode after the other. -> [M, 256]."""
+    frames = []
+    for episode in episodes:
+        frames += episode.obs
+    return encode(agent, torch.as_tensor(np.stack(frames)))
 
 
 # ---- The two analyses ----
