@@ -1,7 +1,6 @@
 """The ablations change what they say, nothing else, and train, resume and evaluate as the scripts do."""
 
 import copy
-import gc
 import itertools
 import json
 import math
@@ -15,7 +14,7 @@ import pytest
 import torch
 import torch.nn as nn
 import tyro
-from conftest import ROOT, ROWS, ScriptedEnvs, folder_in, load, obs_shape_of, tiny_args
+from conftest import ROOT, ROWS, ScriptedEnvs, folder_in, load, obs_shape_of, same, state_of, tiny_args
 
 sys.path[:0] = [str(ROOT / "benchmark" / "suites"), str(ROOT / "benchmark")]
 import ablations
@@ -558,7 +557,8 @@ def test_doubled_is_twice_as_wide_and_the_other_has_the_weights_of_two(tmp_path)
 def encoder_run(tmp_path, *flags):
     """The folder of a short run of two agents."""
     script = common.load_script(ROOT / "algos" / "mdpo.py")
-    script.main([*flags_of("mdpo", tmp_path / "source", eval_every=0), "--env-id", "maze", *map(str, flags)], PlainEnvs)
+    short = flags_of("mdpo", tmp_path / "source", eval_every=0, total_timesteps=16, update_epochs=1)
+    script.main([*short, "--env-id", "maze", *map(str, flags)], PlainEnvs)
     return folder_in(tmp_path / "source")
 
 
@@ -571,7 +571,8 @@ def agents_in(folder):
 def test_frozen_trains_new_heads_on_the_encoder_of_a_run(number, scripts, monkeypatch, tmp_path):
     source = encoder_run(tmp_path, "--num-levels", "7")
     flags = ["--encoder-agent", "2"] * (number == 2)
-    run(monkeypatch, "mdpo", "frozen", "--encoder", source, *flags, *flags_of("mdpo", tmp_path / "new", eval_every=0))
+    short = flags_of("mdpo", tmp_path / "new", eval_every=0, total_timesteps=16, update_epochs=1)
+    run(monkeypatch, "mdpo", "frozen", "--encoder", source, *flags, *short)
     folder = folder_in(tmp_path / "new")
     before, (after,) = agents_in(source)[number - 1], agents_in(folder)
     args = json.loads((folder / "args.json").read_text())["args"]
@@ -601,7 +602,8 @@ def test_frozen_begins_with_heads_of_its_own(tmp_path):
 
 def test_frozen_says_what_it_lacks(scripts, monkeypatch, capsys, tmp_path):
     source = encoder_run(tmp_path, "--num-agents", "1")
-    run(monkeypatch, "mdpo", "doubled", *flags_of("mdpo", tmp_path / "wide", eval_every=0))
+    wide = flags_of("mdpo", tmp_path / "wide", eval_every=0, total_timesteps=16, num_steps=8, update_epochs=1)
+    run(monkeypatch, "mdpo", "doubled", *wide, "--num-envs", "2")
     capsys.readouterr()
     tiny = flags_of("mdpo", tmp_path / "new")
     for flags, expected in (
@@ -645,21 +647,6 @@ def run(monkeypatch, script, ablation, *flags):
     ablations.main(argv)
 
 
-def same(a, b):
-    """Whether nested states are equal bit for bit."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
-def state_of(folder):
-    """A checkpoint without how long its log is."""
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    return {key: value for key, value in state.items() if key != "metrics_bytes"}
-
-
 def evaluations(folder):
     """What was logged at evaluations, active units among it."""
     lines = (folder / "metrics.csv").read_text().splitlines()
@@ -690,7 +677,6 @@ def test_each_one_trains_evaluates_and_resumes_bit_for_bit(name, ablation, scrip
     with monkeypatch.context() as patch, pytest.raises(InterruptedError):
         patch.setattr(PlainEnvs, "left", 13)  # of 16 or 18 steps
         run(patch, name, ablation, *encoder, *flags_of(name, tmp_path / "part"), *flags)
-    gc.collect()  # what the interrupted run holds open
     whole, part = folder_in(tmp_path / "whole"), folder_in(tmp_path / "part")
     assert f"__{name}_{ablation}__1__" in part.name
     known = json.loads((part / "args.json").read_text())["args"]
