@@ -76,7 +76,9 @@ def scene_with(texture, folder):
 
 
 @needs_metaworld
-@pytest.mark.parametrize("texture", ["wood", "metal", "marble", "blanket"])
+@pytest.mark.parametrize(
+    "texture", ["wood", *(pytest.param(name, marks=pytest.mark.slow) for name in ("metal", "marble", "blanket"))]
+)
 def test_a_table_is_that_of_a_scene_that_names_its_file(texture, tmp_path):
     import mujoco
 
@@ -120,6 +122,7 @@ def test_grid_is_the_checker_of_dm_control_s_floor_and_black_is_black():
 
 
 @needs_metaworld
+@pytest.mark.slow
 def test_a_texture_changes_the_table_and_nothing_else():
     import mujoco
 
@@ -270,6 +273,7 @@ def test_training_has_meta_world_s_rewards(blind):
 
 
 @needs_metaworld
+@pytest.mark.slow
 def test_the_drawer_stands_elsewhere_each_episode_and_the_seed_says_where(blind):
     def places(split, **about):
         envs, found = make(split, **about), []
@@ -287,7 +291,7 @@ def test_the_drawer_stands_elsewhere_each_episode_and_the_seed_says_where(blind)
 
 
 @needs_metaworld
-@pytest.mark.parametrize("task", ["drawer_close", "drawer_open"])
+@pytest.mark.parametrize("task", ["drawer_close", pytest.param("drawer_open", marks=pytest.mark.slow)])
 def test_the_first_picture_follows_from_the_seed(task):
     picture = first_picture("test", task=task)
     assert np.array_equal(picture, first_picture("grid", task=task))
@@ -295,6 +299,7 @@ def test_the_first_picture_follows_from_the_seed(task):
 
 
 @needs_metaworld
+@pytest.mark.slow
 def test_environments_beside_each_other_draw_their_own():
     together, alone = make("grid"), first_picture("wood")
     together.reset()
@@ -339,7 +344,7 @@ def test_a_texture_that_is_no_picture_is_named(blanket, monkeypatch, capsys):
     blanket.write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(SystemExit, match=r"^2$"):
         drawerworld.check(["blanket"])
-    assert "blanket.png is no PNG picture, but perhaps a pointer of git-lfs" in one_line(capsys)
+    assert "blanket.png is no PNG picture; a pointer of git-lfs" in one_line(capsys)
 
 
 @pytest.mark.parametrize(
