@@ -63,14 +63,15 @@ def test_the_table_says_what_the_returns_are(monkeypatch, tmp_path, capsys):
             return [self.evaluate(agent, args, make_envs, "test", tick=None) for agent in agents]
 
     def own(agent, args, make_envs, split, tick):
-        assert (args.eval_episodes, make_envs, tick) == (3, "the run's", None)
+        assert (args.eval_episodes, make_envs(args, split), tick) == (3, "the run's test", None)
         return np.array(returns[split, int(agent.bias)])
 
     agents = [torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)]
     for number, agent in enumerate(agents):
         agent.bias.data.fill_(number)
     script = Script(evaluate=own)
-    about = {"script": script, "state": {"step": 7}, "folder": tmp_path, "make_envs": "the run's"}
+    about = {"script": script, "state": {"step": 7}, "folder": tmp_path}
+    about["make_envs"] = lambda args, split, start: f"the run's {split}"
     fake = SimpleNamespace(args=SimpleNamespace(eval_episodes=3), agents=lambda: agents, **about)
     rows = evaluate.evaluate_run(fake)
     assert [row["mean"] for row in rows] == [4.0, 5.0]
@@ -106,12 +107,35 @@ def test_wrong_input_says_so_in_one_line(folder, tmp_path, monkeypatch, capsys):
         ((folder, "--gamma", 0.9), "--gamma is 0.999 in that run and stays so"),
         ((folder, "--env-id", "maze"), "--env-id is bossfight in that run and stays so"),
         ((folder, "--final-eval-episodes", 9), "--final-eval-episodes is 4 in that run"),
-        ((folder, "--eval-episodes", 0), "--eval-episodes 0"),
+        ((folder, "--eval-episodes", 0), "--eval-episodes 0: at least 1"),
+        ((folder, "--eval-seed", -1), "--eval-seed -1: at least 0"),
     ):
         assert_refuses(evaluate, monkeypatch, capsys, flags, says)
     assert not (folder / "evaluation.csv").exists()
     run(evaluate, monkeypatch)
     assert "python benchmark/analyses/evaluate.py runs/<folder>" in capsys.readouterr().out
+
+
+def test_arguments_of_an_evaluation_are_checked(capsys):
+    evaluate.check({"eval_episodes": 20, "eval_envs": 50, "mc_samples": 0})
+    evaluate.check({"eval_episodes": 20, "eval_envs": 10, "eval_epsilon": 0.0})
+    for args, says in (
+        ({"eval_episodes": 20, "eval_envs": 3}, "--eval-episodes 20: not a multiple of --eval-envs 3"),
+        ({"eval_episodes": 20, "eval_envs": 0}, "--eval-envs 0: at least 1"),
+        ({"eval_episodes": 20, "mc_samples": -1}, "--mc-samples -1: at least 0"),
+    ):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            evaluate.check(args)
+        assert says in capsys.readouterr().err
+
+
+def test_missing_data_of_environments_ends_the_program_with_a_line(capsys):
+    def make_envs(args, split, start):
+        raise FileNotFoundError("DMC-GB's data is not there\nat all")
+
+    with pytest.raises(SystemExit, match=r"^2$"):
+        evaluate.make_envs(SimpleNamespace(make_envs=make_envs), None, "video_easy")
+    assert capsys.readouterr().err == "error: DMC-GB's data is not there\n"
 
 
 # ---- Zero-shot returns in DMC-GB's looks ----

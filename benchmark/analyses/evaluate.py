@@ -14,6 +14,7 @@ import csv
 import dataclasses
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,24 @@ def main():
     for name, value in run.about["args"].items():
         if given[name] != value and name not in FREE and not name.startswith("eval_"):
             common.fail(f"--{name.replace('_', '-')} is {value} in that run and stays so; see --help")
-    run.script.check(args)
+    check(vars(args))
     evaluate_run(dataclasses.replace(run, args=args))
+
+
+def check(args):
+    """Ends the program if an argument of an evaluation makes no sense."""
+    for name, least in (
+        ("eval_episodes", 1),
+        ("eval_envs", 1),
+        ("eval_seed", 0),
+        ("eval_epsilon", 0),
+        ("mc_samples", 0),
+    ):
+        if args.get(name, least) < least:
+            common.fail(f"--{name.replace('_', '-')} {args[name]}: at least {least}")
+    episodes, side_by_side = args["eval_episodes"], args.get("eval_envs", 1)
+    if episodes % min(side_by_side, episodes):
+        common.fail(f"--eval-episodes {episodes}: not a multiple of --eval-envs {side_by_side}")
 
 
 def evaluate_run(run):
@@ -65,7 +82,7 @@ def evaluate_run(run):
 
     script.evaluate = evaluate  # that `compare` calls
     try:
-        script.compare(agents, run.args, run.make_envs)
+        script.compare(agents, run.args, partial(make_envs, run))
     finally:
         script.evaluate = own
     report(rows)
@@ -78,6 +95,14 @@ def evaluate_run(run):
     except OSError as error:
         print(f"{path}: {error.strerror}, so nothing was written")
     return rows
+
+
+def make_envs(run, args, split, start=0):
+    """The run's environments, or the program ends with one line, as where DMC-GB's looks are missing."""
+    try:
+        return run.make_envs(args, split, start)
+    except (OSError, ValueError, RuntimeError) as error:
+        common.fail(common.first_line(error))
 
 
 def report(rows, out=None):

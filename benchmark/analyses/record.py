@@ -21,6 +21,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import common
+import evaluate
 
 LOOKS = ("test", "color_easy", "color_hard", "video_easy", "video_hard")  # the rows of --split looks
 
@@ -91,11 +92,7 @@ def play(run, agent, split, count, steps, seed=0, beside=None):
 
     def make_envs(args, _, start=0):
         for name in splits:
-            try:
-                envs = run.make_envs(args, name, start)
-            except (OSError, ValueError, RuntimeError) as error:  # of the looks' data, say
-                common.fail(common.first_line(error))
-            recorders.append(Recorder(envs, count, steps))
+            recorders.append(Recorder(evaluate.make_envs(run, args, name, start), count, steps))
         return Together(*recorders) if beside else recorders[0]
 
     changes = {"eval_seed": seed, "eval_episodes": count, "num_envs": count, "eval_envs": count, "mc_samples": 0}
