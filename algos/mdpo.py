@@ -124,7 +124,8 @@ def make_envs(args, split, start=0):
     The step that ends an episode returns the next episode's first observation. Each step returns a new array.
     info["episodes"]: (environment, return, length) of the episodes that ended with the step.
     """
-    levels = {"train": (args.num_levels, args.start_level), "test": (0, 0)}[split]
+    num_levels = {"easy": 200, "hard": 500}[args.distribution_mode] if args.num_levels == -1 else args.num_levels
+    levels = {"train": (num_levels, args.start_level), "test": (0, 0)}[split]
     entropy = (args.seed, ("train", "test").index(split), start)
     envs = import_envpool().make_gymnasium(
         f"{args.env_id.capitalize()}{args.distribution_mode.capitalize()}-v0",
@@ -788,7 +789,7 @@ LARGEST = {"gamma": 1, "gae_lambda": 1, "num_levels": 2**31 - 1, "start_level": 
 
 
 def check(args):
-    """The arguments in one spelling, without -1; or the program ends with one line that says what makes no sense."""
+    """The arguments in one spelling; or the program ends with one line that says what makes no sense."""
     for name, value in vars(args).items():
         low, high = SMALLEST.get(name, 0), LARGEST.get(name, sys.maxsize)
         if isinstance(value, int | float) and not low <= value <= high:
@@ -799,7 +800,6 @@ def check(args):
     if game not in GAMES:
         nearest = difflib.get_close_matches(game, GAMES, n=1, cutoff=0)[0]
         fail(f"--env-id {args.env_id}: no such game, {nearest} is nearest of {' '.join(GAMES)}")
-    num_levels = {"easy": 200, "hard": 500}[mode] if args.num_levels == -1 else args.num_levels
     batch_size = args.num_envs * args.num_steps
     if batch_size % args.num_minibatches or batch_size < 2 * args.num_minibatches:
         fail(f"--num-minibatches {args.num_minibatches}: does not cut {batch_size} steps into equal parts of 2 or more")
@@ -809,7 +809,7 @@ def check(args):
         fail("--cuda-required: torch finds no GPU here")
     if args.track and find_spec("wandb") is None:
         fail("--track: pip install wandb")
-    return replace(args, env_id=game, distribution_mode=mode, num_levels=num_levels)
+    return replace(args, env_id=game, distribution_mode=mode)
 
 
 def fail(message):
