@@ -7,7 +7,7 @@ train: install
 	.venv/bin/python algos/mdpo.py --env-id bigfish $(ARGS)
 
 test: install
-	@$(METAWORLD) || echo "warning: no Meta-World, so the tests of benchmark/drawerworld.py are skipped" >&2
+	@$(METAWORLD) || echo "warning: no Meta-World, so the tests of benchmark/suites/drawerworld.py are skipped" >&2
 	@$(SLURM) || echo "warning: no Slurm, so the tests of launch.py on one are skipped" >&2
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -15,8 +15,8 @@ test: install
 
 install: libraries .venv/installed
 
-# What benchmark/drawerworld.py needs besides.
-METAWORLD = .venv/bin/python -m pip install --disable-pip-version-check --no-deps -r benchmark/requirements-drawerworld.txt
+# What benchmark/suites/drawerworld.py needs besides.
+METAWORLD = .venv/bin/python -m pip install --disable-pip-version-check --no-deps -r benchmark/suites/requirements-drawerworld.txt
 
 # A Slurm for the tests, on Debian as root; nothing of it is started but by them.
 SLURM = { command -v slurmctld && command -v munged; } >/dev/null || \

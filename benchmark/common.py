@@ -149,6 +149,17 @@ def find_script(word):
     return ROOT / "algos" / f"{word.replace('-', '_')}.py"
 
 
+def without_runs_dir(command):
+    """The words of a command that trains, without its folder of runs, which is another one on each machine."""
+    words, kept = iter(command), []
+    for word in words:
+        if word == "--runs-dir":
+            next(words, None)
+        elif not word.startswith("--runs-dir="):
+            kept.append(word)
+    return kept
+
+
 def load_script(path):
     """A script, any file, as a fresh module with a name of its own."""
     path = Path(path)

@@ -184,7 +184,8 @@ def train(suite, path, flags):
     """Runs a script with these flags on a suite's first variant."""
     for flag in flags:
         if flag.split("=")[0].replace("_", "-") == "--eval-modes":
-            common.fail(f"--eval-modes: looks of DMC-GB; {suite.name} has {' '.join(suite.variants)}, see `test`")
+            variants = " ".join(suite.variants)
+            common.fail(f"--eval-modes: looks of DMC-GB; those of {suite.name} are {variants}, see `test`")
     suite.check(suite.variants[:1])
     script = common.load_script(path)
     make_suite_envs, make_agent = seams(suite, script)

@@ -1,91 +1,106 @@
 """What the papers printed, and which of our runs may stand beside it.
 
-A run is known by its command, not by the name that somebody gave it: it fills a cell if its arguments are those of the
-paper's method, all that cannot change what is learned aside, and if it went on for as many steps.
+A run is known by its script and its arguments, not by the name that somebody gave it: it fills a cell if it is the
+paper's method, all that cannot change what is learned aside, and if it was evaluated after as many steps.
 """
 
 import contextlib
 import dataclasses
 import io
-import re
-import shlex
+import json
 import sys
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import tyro
 
-ROOT = Path(__file__).parent.parent
-PUBLISHED = ROOT / "benchmark" / "published"
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import common
+from common import plain
+
+PUBLISHED = common.ROOT / "benchmark" / "published"
 NOT_RUN = "not run"
-# How a run is watched and where it runs. Without it, the arguments say what is learned.
+SCRIPTS = ("mdpo", "ppo_netrand", "drq_sam_reset", "sac_sam_reset", "drqv2_pieg")
+# Arguments that say how a run is watched and where it runs. The others decide what is learned.
 # fmt: off
-NEUTRAL = {
+NEUTRAL = (
     "exp_name", "seed", "torch_deterministic", "cuda", "cuda_required", "cuda_graphs", "precision", "track",
-    "wandb_project_name", "wandb_entity", "runs_dir", "save_minutes", "exact_every", "resume", "evaluate",
-    "eval_every", "eval_episodes", "final_eval_episodes", "eval_seed", "eval_envs", "eval_modes", "dmcgb_dir",
-    "mc_samples", "env_id", "total_timesteps",
-}
+    "wandb_project_name", "wandb_entity", "runs_dir", "save_minutes", "exact_every", "resume", "eval_every",
+    "eval_episodes", "final_eval_episodes", "eval_seed", "eval_envs", "eval_modes", "dmcgb_dir", "mc_samples",
+    "total_timesteps",
+)
 # fmt: on
 
-# Lee et al. 2023, Tables 1, 2 and 6: {what follows the base method's name: (ablation, flags)}.
-REGULARISED = {
-    "": ("", "--no-sam --reset-every 0"),
-    "+L2, 1e-3": ("l2_1e_3", "--no-sam --reset-every 0"),  # of three amounts, the best is in the tables
-    "+L2, 1e-4": ("l2_1e_4", "--no-sam --reset-every 0"),
-    "+L2, 1e-5": ("l2_1e_5", "--no-sam --reset-every 0"),
-    "+SAM": ("", "--reset-every 0"),
-    "+LN": ("layer_norm", "--no-sam --reset-every 0"),
-    "+CReLU": ("crelu", "--no-sam --reset-every 0"),
-    "+SWA": ("swa", "--no-sam --reset-every 0"),
-    "+Reset": ("", "--no-sam"),
-    "+SWA+Reset": ("swa", "--no-sam"),
-    "+SAM+Reset": ("", ""),
-}
-# {file in published/: {row of its tables: (script, ablation, flags)}}: the runs that belong beside it.
+
+# ---- The papers' methods: {file in published/: {row of its tables: Method}} ----
+@dataclasses.dataclass
+class Method:
+    """The runs that belong beside a row: their script, what differs from its defaults, their steps (None: default)."""
+
+    script: str  # with the ablation behind it, as in collect.py's column
+    changed: dict
+    steps: int | None = None
+
+
+NO_RESETS, NO_SAM = {"reset_every": 0}, {"sam": False}
+BASE = NO_SAM | NO_RESETS
+NO_AUGMENT = {"augment": False}
+
+
+def regularised(script, base, changed):
+    """Lee et al. 2023, Tables 1, 2 and 6: rows that begin with the base method's name."""
+    return {
+        base: Method(script, BASE | changed),
+        f"{base}+L2, 1e-3": Method(f"{script} l2_1e-3", BASE | changed),  # the best of three is in the tables
+        f"{base}+L2, 1e-4": Method(f"{script} l2_1e-4", BASE | changed),
+        f"{base}+L2, 1e-5": Method(f"{script} l2_1e-5", BASE | changed),
+        f"{base}+SAM": Method(script, NO_RESETS | changed),
+        f"{base}+LN": Method(f"{script} layer_norm", BASE | changed),
+        f"{base}+CReLU": Method(f"{script} crelu", BASE | changed),
+        f"{base}+SWA": Method(f"{script} swa", BASE | changed),
+        f"{base}+Reset": Method(script, NO_SAM | changed),
+        f"{base}+SWA+Reset": Method(f"{script} swa", NO_SAM | changed),
+        f"{base}+SAM+Reset": Method(script, changed),
+    }
+
+
+SHRINK, PICTURES = {"shrink_perturb": 0.8}, {"overlay_dir": "pictures"}
+ONE, EASY, PLAIN_LOOK = {"num_agents": 1}, {"distribution_mode": "easy"}, {"plain_look": True}
+SHRINK_NAME = "DrQ+SAM+Reset+ShrinkPerturb, replay ratio"
 METHODS = {
     "drq_sam_reset_atari100k": {
-        **{f"DER{name}": ("drq_sam_reset", how, f"--no-augment {flags}") for name, (how, flags) in REGULARISED.items()},
-        **{f"DrQ{name}": ("drq_sam_reset", how, flags) for name, (how, flags) in REGULARISED.items()},
-        **{
-            f"DrQ+SAM+Reset+ShrinkPerturb, replay ratio {ratio}": (
-                "drq_sam_reset",
-                "",
-                f"--shrink-perturb 0.8 --replay-ratio {ratio}",
-            )
-            for ratio in (2, 4, 8)
-        },
+        **regularised("drq_sam_reset", "DER", NO_AUGMENT),
+        **regularised("drq_sam_reset", "DrQ", {}),
+        f"{SHRINK_NAME} 2": Method("drq_sam_reset", SHRINK),
+        f"{SHRINK_NAME} 4": Method("drq_sam_reset", SHRINK | {"replay_ratio": 4}),
+        f"{SHRINK_NAME} 8": Method("drq_sam_reset", SHRINK | {"replay_ratio": 8}),
     },
-    "sac_sam_reset_dmcm": {
-        f"DrQ-SAC{name}": ("sac_sam_reset", how, flags) for name, (how, flags) in REGULARISED.items()
-    },
+    "sac_sam_reset_dmcm": regularised("sac_sam_reset", "DrQ-SAC", {}),
     "pieg_dmcgb": {
-        "PIE-G": ("drqv2_pieg", "", "--overlay-dir pictures"),
-        "DrQ-v2": ("drqv2_pieg", "", "--encoder drqv2 --strong-augmentation none"),
-        "SVEA": ("drqv2_pieg", "", "--encoder drqv2 --overlay-dir pictures"),
-        **{
-            f"PIE-G, layer {layer}": ("drqv2_pieg", "", f"--overlay-dir pictures --encoder-layer {layer}")
-            for layer in (1, 2, 3, 4)
-        },
+        "PIE-G": Method("drqv2_pieg", PICTURES),
+        "DrQ-v2": Method("drqv2_pieg", {"encoder": "drqv2", "strong_augmentation": "none"}),
+        "SVEA": Method("drqv2_pieg", PICTURES | {"encoder": "drqv2"}),
+        "PIE-G, layer 1": Method("drqv2_pieg", PICTURES | {"encoder_layer": 1}),
+        "PIE-G, layer 2": Method("drqv2_pieg", PICTURES),
+        "PIE-G, layer 3": Method("drqv2_pieg", PICTURES | {"encoder_layer": 3}),
+        "PIE-G, layer 4": Method("drqv2_pieg", PICTURES | {"encoder_layer": 4}),
     },
     "procgen_ppo_openai": {
-        "easy, 200 levels": ("mdpo", "", "--num-agents 1 --distribution-mode easy"),
-        "hard, 500 levels": ("mdpo", "", "--num-agents 1"),
-        "easy, all levels": ("mdpo", "", "--num-agents 1 --distribution-mode easy --num-levels 0"),
-        "hard, all levels": ("mdpo", "", "--num-agents 1 --num-levels 0"),
+        "easy, 200 levels": Method("mdpo", ONE | EASY),
+        "hard, 500 levels": Method("mdpo", ONE),
+        "easy, all levels": Method("mdpo", ONE | EASY | {"num_levels": 0}),
+        "hard, all levels": Method("mdpo", ONE | {"num_levels": 0}),
     },
     "mdpo_procgen": {
-        "MDPO": ("mdpo", "", ""),
-        "PPO": ("mdpo", "", "--num-agents 1"),
-        "SPO with distillation": ("mdpo", "", "--policy-loss spo"),
-        "SPO": ("mdpo", "", "--policy-loss spo --num-agents 1"),
-        "PPO, doubled": ("mdpo", "doubled", "--num-agents 1 --num-envs 128 --total-timesteps 100000000"),
+        "MDPO": Method("mdpo", {}),
+        "PPO": Method("mdpo", ONE),
+        "SPO with distillation": Method("mdpo", {"policy_loss": "spo"}),
+        "SPO": Method("mdpo", ONE | {"policy_loss": "spo"}),
+        "PPO, doubled": Method("mdpo doubled", ONE | {"num_envs": 128}, steps=100_000_000),
     },
     "netrand_coinrun": {
-        "PPO+netrand": ("ppo_netrand", "", "--plain-look"),
-        "PPO": ("ppo_netrand", "", "--plain-look --no-netrand"),
+        "PPO+netrand": Method("ppo_netrand", PLAIN_LOOK),
+        "PPO": Method("ppo_netrand", PLAIN_LOOK | {"netrand": False}),
     },
 }
 
@@ -97,143 +112,109 @@ def read(stem):
     return pd.read_csv(PUBLISHED / f"{stem}.csv", dtype=str, keep_default_na=False)
 
 
-def plain(task):
-    """One spelling of a task for all: walker_walk from walker-walk."""
-    return task.lower().replace("-", "_")
-
-
 @cache
 def per_task():
     """What the papers printed of single tasks: the rows of published/ that have a return, with
 
-    origin (the file), suite (procgen-easy and procgen-hard apart), task, key of metrics.csv that measures it, name (of
-    METHODS, or the method's own) and mark (steps after which it was measured, 0: at the end).
+    origin (the file), task as `plain` spells it, key of metrics.csv that measures it, name (of METHODS, or the
+    method's own) and mark (steps after which it was measured, 0: at the end).
     """
-    games = dict(read("atari_human_random")[["game", "game_snake_case"]].to_numpy())
     atari = read("atari100k_other_baselines").query("metric == 'score'")
-    atari = atari.assign(suite="atari-100k", task=atari["task"].map(games), key="eval/test_return")
-    dmc = read("sac_sam_reset_dmcm").query("metric == 'return_mean_over_seeds'").assign(key="eval/test_return")
-    dmc = dmc.assign(suite="dmc", task=dmc["task"].map(plain))
+    atari = atari.assign(origin="atari100k_other_baselines", key="eval/test_return")
+
+    dmc = read("sac_sam_reset_dmcm").query("metric == 'return_mean_over_seeds'")
+    dmc = dmc.assign(origin="sac_sam_reset_dmcm", key="eval/test_return")
+
     looks = read("pieg_dmcgb").query("metric == 'return' and setting.str.startswith('video')")
-    looks = looks.assign(task=looks["task"].map(plain), key="eval/" + looks["setting"] + "_return")
+    looks = looks.assign(origin="pieg_dmcgb", key="eval/" + looks["setting"] + "_return")
+
     procgen = read("procgen_ppo_openai").query("metric != 'mean_normalised_return'")
     mode, levels, curve = (procgen["setting"].str.split("; ").str[n] for n in range(3))
+    levels = levels.str.replace("training ", "").str.replace("unlimited", "all")
     procgen = procgen.assign(
-        suite="procgen-" + mode,
-        name=mode + ", " + levels.str.replace("training ", "").str.replace("unlimited", "all"),
+        origin="procgen_ppo_openai",
+        name=mode + ", " + levels,
         key="eval/" + curve.str.split().str[0] + "_return",
         mark=procgen["steps_or_frames"].astype(int),
     )
-    parts = {"atari100k_other_baselines": atari, "sac_sam_reset_dmcm": dmc, "pieg_dmcgb": looks}
-    parts |= {"procgen_ppo_openai": procgen}
-    rows = pd.concat([part.assign(origin=origin) for origin, part in parts.items()], ignore_index=True)
-    return rows.assign(name=rows["name"].fillna(rows["method"]), mark=rows["mark"].fillna(0).astype(int))
+    rows = pd.concat([atari, dmc, looks, procgen], ignore_index=True)
+    name = rows["name"].fillna(rows["method"])
+    return rows.assign(name=name, mark=rows["mark"].fillna(0).astype(int), task=rows["task"].map(plain))
 
 
 # ---- Which runs belong beside it ----
 def load(paths):
-    """The rows of collect.py's CSVs in one table, with the file that they are from. Others are left out."""
-    tables = [pd.read_csv(path).assign(file=Path(path).stem) for path in sorted(map(Path, paths))]
-    tables = [table for table in tables if {"method", "task", "seed", "step", "key", "value", "command"} <= {*table}]
+    """The rows of collect.py's CSVs in one table, with the file that they are from. Others are left out.
+
+    Errors: OSError; ValueError if there is no such CSV.
+    """
+    tables = []
+    for path in sorted(map(Path, paths)):
+        table = pd.read_csv(path)
+        if {"method", "suite", "task", "seed", "step", "key", "value", "script", "changed", "command"} <= {*table}:
+            tables.append(table.assign(file=path.stem, changed=table["changed"].fillna("")))
     if not tables:
         raise ValueError("no CSV of collect.py")
-    rows = pd.concat(tables, ignore_index=True)
-    mode = rows["command"].str.extract(r"--distribution-mode[ =](\w+)")[0].fillna("hard")
-    mode = mode.where(~rows["command"].str.contains("--plain-look"), "plain")  # which nobody else reports
-    return rows.assign(suite=rows["suite"].where(rows["suite"] != "procgen", "procgen-" + mode))
+    return pd.concat(tables, ignore_index=True)
 
 
 def scores(rows, file, name, key, mark=0):
-    """{task: [return of a run]} of the runs that may stand beside a row of a paper's table.
+    """{task, as `plain` spells it: [return of a run]} of the runs that may stand beside a row of a paper's table.
 
     Each run counts with its first evaluation after `mark` steps, or after the paper's own (0).
     """
-    rows = rows[rows["key"] == key]
-    needed = {command: dict(cells(command)).get((file, name), np.inf) for command in rows["command"].unique()}
-    needed = rows["command"].map(needed)
-    rows = rows[(rows["step"] >= (mark or needed)) & np.isfinite(needed)].sort_values("step")
+    method = METHODS[file][name]
+    rows = rows[(rows["key"] == key) & (rows["script"] == method.script) & (rows["changed"] == as_text(method.changed))]
+    needed = mark or method.steps or rows["default_steps"]
+    rows = rows[rows["step"] >= needed].sort_values("step")
     runs = rows.groupby(["task", "seed", "command"], as_index=False)["value"].first()
     return {plain(task): runs["value"].to_list() for task, runs in runs.groupby("task")}
 
 
-def cells(command):
-    """[((file, name of METHODS), the paper's steps)] that a command belongs beside."""
-    return cells_without_seed(re.sub(r" --seed[ =]\d+", "", command))
-
-
-@cache
-def cells_without_seed(command):
-    script, ablation, args = recognised(command)
-    rows = []
+def cells(script, changed):
+    """[(file, name of METHODS)] of the rows that a run belongs beside, by collect.py's columns."""
+    found = []
     for file, methods in METHODS.items():
-        for name, (of, how, flags) in methods.items():
-            if (script, ablation) == (of, how):
-                theirs = definite(script, dataclasses.replace(arguments(script, flags), env_id=args.env_id))
-                if settings(theirs) == settings(args):
-                    rows.append(((file, name), theirs.total_timesteps))
-    return rows
+        for name, method in methods.items():
+            if (method.script, as_text(method.changed)) == (script, changed):
+                found.append((file, name))
+    return found
 
 
-def recognised(command):
-    """(script, ablation or "", its arguments) of a command that trains; ("", "", None) of any other."""
-    of_script = re.fullmatch(r"python algos/(\w+)\.py(.*)", command)
-    of_ablation = re.fullmatch(r"python benchmark/ablations\.py (\S+) (\S+)(.*)", command)
-    if of_script:
-        script, ablation, flags = of_script[1], "", of_script[2]
-    elif of_ablation:
-        script, ablation, flags = of_an_ablation(*of_ablation.groups())
-    else:
-        script, ablation, flags = "", "", ""
-    args = arguments(script, flags) if (ROOT / "algos" / f"{script}.py").exists() else None
-    if args is None or args.evaluate or args.resume:
-        return "", "", None
-    return script, ablation, definite(script, args)
+def as_text(changed):
+    return json.dumps(changed, sort_keys=True)
 
 
-def of_an_ablation(script, ablation, flags):
-    """(script, ablation with underscores, flags) with those that the ablation brings along."""
-    from ablations import ABLATIONS
-
-    script, ablation = script.replace("-", "_"), ablation.replace("-", "_")
-    if ablation in ABLATIONS:
-        script, ablation = ablation, script
-    own = {name.replace("-", "_"): row[2] for name, row in ABLATIONS.get(script, {}).items()}
-    return (script, ablation, " ".join(own[ablation]) + flags) if ablation in own else ("", "", "")
-
-
+# ---- A run's arguments beside its script's ----
 @cache
 def module(script):
-    from suites import load_script  # which takes seconds: torch
-
-    return sys.modules.setdefault(script, load_script(script))  # where tyro looks for the flags' comments
-
-
-@cache
-def arguments(script, flags):
-    """The arguments that flags give a script; None if it refuses them."""
-    with contextlib.redirect_stderr(io.StringIO()):
-        try:
-            return tyro.cli(module(script).Args, args=shlex.split(flags))
-        except SystemExit:
-            return None
+    """One of SCRIPTS as it is in algos/, whose defaults are the paper's."""
+    return common.load_script(common.ROOT / "algos" / f"{script}.py")
 
 
-def definite(script, args):
-    """Arguments with the task's own values in place of 0, in the scripts that have such."""
-    return getattr(module(script), "definite", lambda args: args)(args)
+def changes(script, args):
+    """(what differs from the script's defaults and decides what is learned, steps of a run by default).
+
+    A default may follow from the task or from other arguments; the script's `check` puts it in. Pictures to overlay
+    are equal wherever they lie, but are not the made-up textures.
+    """
+    own = {field.name: field.default for field in dataclasses.fields(args)}
+    settings = {name: value for name, value in vars(args).items() if name not in NEUTRAL}
+    pictures = settings.get("overlay_dir", "textures") != "textures"
+    if pictures:
+        settings["overlay_dir"] = "textures"  # which are there on each machine
+    found = PICTURES if pictures else {}
+    for name, value in settings.items():
+        if name == "env_id" or value == own[name]:
+            continue
+        if value != vars(checked(script, settings | {name: own[name]}))[name]:
+            found = found | {name: value}
+    return found, checked(script, settings).total_timesteps
 
 
-def settings(args):
-    """What decides what is learned. Pictures to overlay are equal wherever they lie, but are not textures."""
-    known = {key: value for key, value in dataclasses.asdict(args).items() if key not in NEUTRAL}
-    if "overlay_dir" in known and known["overlay_dir"] != "textures":
-        known["overlay_dir"] = "pictures"
-    if known.get("num_levels") == -1:
-        known["num_levels"] = {"easy": 200, "hard": 500}[known["distribution_mode"]]
-    return known
-
-
-def fail(message):
-    """Ends the program the way a wrong flag does: one line, exit code 2."""
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+def checked(script, settings):
+    """The script's arguments with these settings, as `check` makes them definite, or as they are if it refuses them."""
+    args = module(script).Args(**settings)
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
+        return module(script).check(args)
+    return args

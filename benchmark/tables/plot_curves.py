@@ -1,12 +1,13 @@
-"""Draws return against steps from CSVs of collect.py, a row a task: evaluations, those in DMC-GB's looks, training.
+"""Draws return against steps from CSVs of collect.py, one row per task: evaluations, DMC-GB's looks, training.
 
-Each seed is thin, their mean, as far as all of them go, bold, in a band of their standard deviation. Level lines are
-what papers printed of the same task.
+Each seed is a thin line. Their mean, as far as all of them go, is bold, in a band of their standard deviation. Level
+lines are what papers printed of the same task.
 
-    python benchmark/plot_curves.py benchmark/results/<experiment>.csv --out curves.png --floor untrained
+    python benchmark/tables/plot_curves.py benchmark/results/<experiment>.csv --out curves.png --floor untrained
 """
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,27 +16,27 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-import papers
 import tyro
-from papers import fail
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: safe for the colour-blind
-COLUMNS = {  # a panel's title, and the line of each key in it
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import papers
+from common import COLOURS, KEYS, fail, plain
+
+PANELS = {  # {title: {key: line}}
     "evaluations": {
-        "eval/test_return": ("o-", "test"),
-        "eval/train_return": ("s--", "train"),
-        "eval/full_look_return": ("^:", "train, unseen look"),
+        "eval/test_return": "o-",
+        "eval/train_return": "s--",
+        "eval/full_look_return": "^:",
     },
     "looks it was not trained in": {
-        "eval/color_easy_return": ("s-", "color_easy"),
-        "eval/color_hard_return": ("s--", "color_hard"),
-        "eval/video_easy_return": ("^-", "video_easy"),
-        "eval/video_hard_return": ("^:", "video_hard"),
+        "eval/color_easy_return": "s-",
+        "eval/color_hard_return": "s--",
+        "eval/video_easy_return": "^-",
+        "eval/video_hard_return": "^:",
     },
-    "while learning": {"charts/episodic_return": ("-", "training")},
+    "while learning": {"charts/episodic_return": "-"},
 }
-LEVELS = ("#000000", "#777777")  # of what papers printed
-DASHES = ((0, (6, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+DASHES = ((0, (6, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))  # of what papers printed, black first, then gray
 MARK = 50_000_000  # of what was printed after several numbers of steps, what is drawn
 
 
@@ -50,17 +51,18 @@ class Args:
 def main():
     args = tyro.cli(Args)
     try:
-        levels = printed(args.published)
-        save(draw_all(papers.load(args.results), args.floor, levels), args.out)
+        printed = published(args.published)
+        save(draw_all(papers.load(args.results), args.floor, printed), args.out)
     except (OSError, ValueError) as error:
         fail(error)
     print(args.out)
 
 
-def printed(files=()):
-    """What papers printed of single tasks, papers.per_task, of these files of published/ or of all."""
+def published(files=()):
+    """What papers printed of single tasks (papers.per_task), of these files of published/ or of all."""
     rows = papers.per_task()
-    if unknown := set(files) - set(rows["origin"]) - {"none"}:
+    unknown = set(files) - set(rows["origin"]) - {"none"}
+    if unknown:
         raise ValueError(f"--published {' '.join(unknown)}: there are {' '.join(rows['origin'].unique())} none")
     rows = rows[rows["mark"].isin((0, MARK))]
     return rows[rows["origin"].isin(files)] if files else rows
@@ -69,82 +71,115 @@ def printed(files=()):
 def draw_all(data, floor=None, printed=None):
     """The figure of papers.load's rows, with level lines of papers.per_task's."""
     methods = [method for method in data["method"].unique() if method != floor]
-    scale = matplotlib.colormaps["viridis"](np.linspace(0, 0.95, len(methods)))  # for more methods than COLOURS
-    colours = dict(zip(methods, COLOURS if len(methods) <= len(COLOURS) else scale, strict=False))
     tasks = sorted(data["task"].unique())
-    columns = {title: lines for title, lines in COLUMNS.items() if data["key"].isin(lines).any()}
-    if not columns:
+    panels = [title for title, lines in PANELS.items() if data["key"].isin(lines).any()]
+    if not panels:
         raise ValueError("no return of an episode in these CSVs")
-    figure, axes = plt.subplots(len(tasks), len(columns), squeeze=False, sharey="row", layout="constrained")
+    figure, axes = plt.subplots(len(tasks), len(panels), squeeze=False, sharey="row", layout="constrained")
     for row, task in zip(axes, tasks, strict=True):
         rows = data[data["task"] == task]
-        for axis, (title, lines) in zip(row, columns.items(), strict=True):
-            draw(axis, rows, lines, colours, floor, levels_of(rows, lines, printed))
+        for axis, title in zip(row, panels, strict=True):
+            lines = PANELS[title]
+            draw(axis, rows, lines, colours_of(methods), floor, levels_of(rows, lines, printed))
             axis.set_title(f"{task}, {title}")
         row[0].set_ylabel("return of an episode")
-    labels = [axis.get_legend_handles_labels()[1] for axis in axes.flat]
-    rows = max(-(-len(texts) // legend_columns(texts)) for texts in labels)
-    figure.set_size_inches(6 * len(columns), (4 + 0.18 * rows) * len(tasks))
+    longest = max(legend_rows(axis) for axis in axes.flat)
+    figure.set_size_inches(6 * len(panels), (4 + 0.18 * longest) * len(tasks))
     return figure
 
 
-def levels_of(rows, lines, printed):
-    """{label: value} of what was printed of these rows' task in a panel."""
+def colours_of(methods):
+    """{method: colour}, each one's own."""
+    if len(methods) <= len(COLOURS):
+        return dict(zip(methods, COLOURS, strict=False))
+    return dict(zip(methods, matplotlib.colormaps["viridis"](np.linspace(0, 0.95, len(methods))), strict=True))
+
+
+def levels_of(rows, keys, printed):
+    """{label: value} of what was printed of these rows' task, under these keys."""
     if printed is None:
         return {}
-    task, suite = papers.plain(rows["task"].iloc[0]), rows["suite"].iloc[0]
-    level = printed[(printed["task"] == task) & (printed["suite"] == suite) & printed["key"].isin(lines)]
-    steps = level["steps_or_frames"].str.extract(r"^(\d+)(?: env)?(.*)")
-    after = [f", {int(n):,}{unit or ' steps'}" if n == n else "" for n, unit in steps.to_numpy()]
-    labels = level["method"] + ", " + level["key"].map(lambda key: lines[key][1]) + after
-    return dict(zip(labels, level["value"].astype(float), strict=True))
+    task, suite = plain(rows["task"].iloc[0]), rows["suite"].iloc[0]
+    levels = {}
+    for row in printed[(printed["task"] == task) & (printed["suite"] == suite)].itertuples():
+        if row.key in keys:
+            steps = re.match(r"(\d+)(?: env)?(.*)", row.steps_or_frames)
+            after = f", {int(steps[1]):,}{steps[2] or ' steps'}" if steps else ""
+            levels[f"{row.method}, {KEYS[row.key]}{after}"] = float(row.value)
+    return levels
 
 
+# ---- One panel ----
 def draw(axis, data, lines, colours, floor, levels=None):
-    """One panel: {key: (line style, what it is)} for each method of {method: colour}, and levels {label: return}."""
+    """Draws {key: line style} for each method of {method: colour}, and levels {label: return}."""
     for method, colour in colours.items():
-        for key, (line, what) in lines.items():
-            runs = data[(data["method"] == method) & (data["key"] == key)]
-            seeds = runs.pivot_table(index="step", columns="seed", values="value")
-            seeds = seeds.interpolate("index", limit_area="inside")  # seeds that were not logged at the same steps
-            if seeds.empty:
-                continue
-            mean, spread = seeds.dropna().mean(axis=1), seeds.dropna().std(axis=1)
-            if seeds.shape[1] > 1:
-                axis.plot(seeds, line.strip("os^"), color=colour, linewidth=0.8, alpha=0.5)
-                axis.fill_between(mean.index, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
-            label = f"{method}, {what} ({seeds.shape[1]} seed{'s' * (seeds.shape[1] > 1)})"
-            axis.plot(mean, line, color=colour, linewidth=2, markersize=5, label=label)
-    keys = [key for key in ("eval/test_return", "charts/episodic_return") if key in set(data["key"])]
-    level = data[(data["method"] == floor) & data["key"].isin(keys[:1])]
-    if len(level):
-        axis.axhline(level["value"].mean(), linestyle="-.", color="black", label=f"{floor}, test")
+        for key, line in lines.items():
+            draw_seeds(axis, data[(data["method"] == method) & (data["key"] == key)], line, colour)
+    draw_floor(axis, data[data["method"] == floor])
     draw_levels(axis, levels or {})
     axis.set_xlabel("steps of each agent")
     axis.set_xlim(left=0)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     axis.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
-    labels = axis.get_legend_handles_labels()[1]
-    if labels:  # a legend below is crossed by no line
-        about = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "frameon": False, "fontsize": 8.5}
-        axis.legend(**about, ncols=legend_columns(labels))
+    if legend_labels(axis):  # below, where no line crosses it
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "frameon": False, "fontsize": 8.5}
+        axis.legend(**place, ncols=legend_columns(axis))
 
 
-def legend_columns(labels):
-    return 2 if len(labels) > 6 and max(map(len, labels)) < 40 else 1
+def draw_seeds(axis, runs, line, colour):
+    """The seeds of a method under one key: thin, and their mean."""
+    if runs.empty:
+        return
+    method, key = runs["method"].iloc[0], runs["key"].iloc[0]
+    seeds = runs.pivot_table(index="step", columns="seed", values="value")
+    seeds = seeds.interpolate("index", limit_area="inside")  # seeds that were not logged at the same steps
+    shared = seeds.dropna()
+    mean, spread = shared.mean(axis=1), shared.std(axis=1)
+    count = f"{seeds.shape[1]} seeds"
+    if seeds.shape[1] > 1:
+        axis.plot(seeds, line.strip("os^"), color=colour, linewidth=0.8, alpha=0.5)
+        axis.fill_between(mean.index, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
+    else:
+        count = "1 seed"
+    label = f"{method}, {KEYS[key]} ({count})"
+    axis.plot(mean, line, color=colour, linewidth=2, markersize=5, label=label)
+
+
+def draw_floor(axis, runs):
+    """A level line at the mean of a method's test returns, or of its training's where it was not tested."""
+    for key in ("eval/test_return", "charts/episodic_return"):
+        values = runs[runs["key"] == key]["value"]
+        if len(values):
+            label = f"{runs['method'].iloc[0]}, {KEYS[key]}"
+            axis.axhline(values.mean(), linestyle="-.", color="black", label=label)
+            return
 
 
 def draw_levels(axis, levels):
-    """Level lines, without making the panel more than half as high again: what is above is in the legend alone."""
+    """Level lines that make the panel at most half as high again; those further above are in the legend alone."""
     low, high = axis.get_ylim()
     top = high + (high - low) / 2
     for n, (label, value) in enumerate(levels.items()):
-        style = {"color": LEVELS[n // len(DASHES) % len(LEVELS)], "linestyle": DASHES[n % len(DASHES)], "linewidth": 1}
+        colour = "black" if n // len(DASHES) % 2 == 0 else "gray"
         if value <= top:
+            style = {"color": colour, "linestyle": DASHES[n % len(DASHES)], "linewidth": 1}
             axis.axhline(value, label=f"published {label}: {value:.4g}", **style)
         else:
             axis.plot([], [], " ", marker="$\\uparrow$", color="black", label=f"above, published {label}: {value:.4g}")
+
+
+def legend_labels(axis):
+    return axis.get_legend_handles_labels()[1]
+
+
+def legend_columns(axis):
+    labels = legend_labels(axis)
+    return 2 if len(labels) > 6 and max(map(len, labels)) < 40 else 1
+
+
+def legend_rows(axis):
+    return -(-len(legend_labels(axis)) // legend_columns(axis))
 
 
 def save(figure, path):
