@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import load, tiny_args
-from record import Episode
+from record import Episode, frames_of
 from runs import Countdown, assert_refuses, run, tiny_run
 
 ppo_netrand = load("ppo_netrand")
@@ -231,12 +231,10 @@ def test_what_follows_the_episode_may_differ(play_both):
     assert [len(episode.obs) for episode in seen] == [3, 4, 5]
 
 
-def test_features_are_of_all_episodes_in_their_order(agent):
+def test_frames_are_of_all_episodes_in_their_order():
     obs = np.random.default_rng(0).integers(0, 256, (8, 3, 64, 64), dtype=np.uint8)
-    hidden = looks.features(agent, [Episode(list(obs[:1])), Episode(list(obs[1:6])), Episode(list(obs[6:]))])
-    with torch.no_grad():
-        torch.testing.assert_close(agent.actor(hidden), agent(torch.as_tensor(obs))[0])
-    assert hidden.shape == (8, 256) and not hidden.requires_grad
+    episodes = [Episode(list(obs[:1])), Episode(list(obs[1:6])), Episode(list(obs[6:]))]
+    assert np.array_equal(frames_of(episodes), obs)
 
 
 # ---- The program ----
@@ -328,7 +326,7 @@ def test_two_runs_become_two_pictures_and_a_table(trained, tmp_path, monkeypatch
     made = looks.common.load_run(trained[1], cuda=False, precision="fp32")
     (agent,) = made.agents()
     both = shorter(made, agent, 3, 12, 5)
-    hidden = [looks.features(agent, episodes) for episodes in both]  # the first episode's come first
+    hidden = [looks.encode(agent, frames_of(episodes)) for episodes in both]  # the first episode's come first
     for key, value in looks.distances(*hidden).items():
         assert float(row[key]) == value, "the same seed, the same numbers"
     _, first = drawn["draw_trajectories"][1]
@@ -369,7 +367,7 @@ def test_what_is_wrong_is_said_in_a_line(trained, tmp_path, monkeypatch, capsys)
         ([other, *out], "other: was trained without --plain-look"),
         ([newer, *out], "newer is a run of another version of ppo_netrand.py"),
         ([tmp_path / "none", *out], "none is no folder of a run"),
-        ([*out], "some runs"),
+        ([*out], "a run's folder, or some of them, is needed"),
         ([trained[0], "--out", tmp_path / "nowhere"], "nowhere: a folder that exists"),
         ([trained[0], *out, "--episodes", 0], "at least 1"),
         ([trained[0], *out, "--moments", 0], "at least 1"),

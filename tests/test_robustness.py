@@ -286,10 +286,10 @@ def test_wrong_input_says_so_in_one_line(runs, tmp_path, monkeypatch, capsys):
         (robustness, (runs[0], "--images", tmp_path / "a.gif"), "a.gif: not a .png file"),
         (robustness, (runs[0], "--draws", 0), "at least 1"),
         (robustness, (runs[0], "--seed", -1), "at least 0"),
-        (robustness, (runs[0], "--perturb"), "at least one"),
+        (robustness, (runs[0], "--perturb"), "--perturb: some"),
         (tsne, picture, "a run's folder, or some of them, is needed"),
         (tsne, (runs[0], "--out", tmp_path), "not a .png file"),
-        (tsne, (runs[0], *picture, "--perplexity", 200), "--perplexity: above 0 and below --versions"),
+        (tsne, (runs[0], *picture, "--perplexity", 200), "--perplexity 200.0: above 0 and below --versions"),
         (tsne, (runs[0], *picture, "--versions", 1), "--versions: at least 2"),
         (tsne, (runs[0], maze, *picture), "maze played maze and the first one bossfight"),
     ):

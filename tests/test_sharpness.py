@@ -259,7 +259,7 @@ def test_wrong_input_says_so_in_one_line(runs, tmp_path, monkeypatch, capsys):
     state["replay"] |= {"size": 5, "priorities": torch.zeros(5, dtype=torch.int64)}  # fewer than n steps
     torch.save(state, young / "checkpoint.pt")
     for flags, says in (
-        ((), "some runs"),
+        ((), "a run's folder, or some of them, is needed"),
         ((tmp_path / "none",), "none is no folder of a run"),
         ((mdpo,), "this is for runs of drq_sam_reset.py and sac_sam_reset.py and copies of them"),
         ((alone,), "replay.bin"),

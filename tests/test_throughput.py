@@ -139,7 +139,7 @@ def test_wrong_arguments(tmp_path, monkeypatch, capsys):
         (["nowhere.py"], "a script that exists"),
         ([mdpo, "--iterations", 0], "--iterations and --steps of at least 1"),
         ([mdpo, "--steps", 0], "--iterations and --steps of at least 1"),
-        ([mdpo, "--references", "python"], "--references NAME=COMMAND"),
+        ([mdpo, "--references", "python"], "--references python: NAME=COMMAND"),
         ([mdpo, "--out", tmp_path / "speed.txt"], "speed.txt: not a .csv file"),
     ):
         assert_refuses(throughput, monkeypatch, capsys, flags, says)

@@ -1,15 +1,20 @@
-"""How sharp the minimum of an agent is, and how many of its units are active: Fisher trace, Hessian, active units.
+"""How sharp the minimum of an agent is, and how many of its units are active: Fisher trace,
+Hessian, active units.
 
-Paper: Lee et al. 2023, SAM + Reset, its table of regularisers and Figure 3. The RL loss is that of the script, on
-transitions of the run's replay: C51's in drq_sam_reset.py, the critic's in sac_sam_reset.py. Augmentation, the noise of
-layers and of actions, and the targets are drawn once and stay.
+Paper: Lee et al. 2023, SAM + Reset, its table of regularisers and Figure 3. The RL loss is that of
+the script, on transitions of the run's replay: C51's in drq_sam_reset.py, the critic's in
+sac_sam_reset.py. Augmentation, the noise of layers and of actions, and the targets are drawn once
+and stay.
 
     python benchmark/analyses/sharpness.py Base=runs/<DrQ> SAM=runs/<DrQ + SAM> --out sharpness.csv
 
-fisher_trace: mean over transitions of the squared norm of each one's gradient. fisher_trace_authors: mean squared entry
-of each parameter tensor's gradient of the batch's loss, summed over tensors. lambda_max: greatest eigenvalue of the
-Hessian, by power iteration; if it took all --iterations, it has not settled. active_...: share of what is not zero
-behind the ReLUs, without noise, of backbone and head and of each layer.
+fisher_trace: mean over transitions of the squared norm of each one's gradient.
+fisher_trace_authors: mean squared entry of each parameter tensor's gradient of the batch's loss,
+summed over tensors. lambda_max: greatest eigenvalue of the Hessian, by power iteration; if it took
+all --iterations, it has not settled. active_...: share of what is not zero behind the ReLUs,
+without noise, of backbone and head and of each layer.
+
+It is for runs of drq_sam_reset.py and sac_sam_reset.py and copies of them.
 """
 
 import copy
@@ -26,12 +31,12 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import common
-from evaluate import report
+from evaluate import load_runs, report
 
 
 @dataclass
 class Args:
-    runs: tyro.conf.Positional[list[str]]  # [METHOD=]FOLDER of runs of drq_sam_reset.py, sac_sam_reset.py and copies
+    runs: tyro.conf.Positional[list[str]]  # [METHOD=]FOLDER of some runs
     out: str | None = None  # .csv file for the table
     batch_size: int = 512  # transitions of the loss
     active_size: int = 512  # transitions for the active units
@@ -42,15 +47,15 @@ class Args:
 
 def main():
     args = tyro.cli(Args, description=__doc__)
-    if min(args.batch_size, args.active_size, args.iterations) < 1 or args.seed < 0 or not args.runs:
-        common.fail("--batch-size --active-size --iterations: at least 1; --seed: at least 0; some runs")
+    if min(args.batch_size, args.active_size, args.iterations) < 1 or args.seed < 0:
+        common.fail("--batch-size --active-size --iterations: at least 1; --seed: at least 0")
     if args.out:
         common.check_out(args.out, ".csv")
-    runs = [common.load_run(text, cuda=args.cuda, cuda_required=False, precision="fp32") for text in args.runs]
-    problems = [problem_of(run) for run in runs]
-    rows = []
-    for run, make_problem in zip(runs, problems, strict=True):
-        make_loss, active_shares = make_problem(run)
+    runs, rows = load_runs(args.runs, args.cuda), []
+    for run in runs:
+        problem_of(run)  # or the program ends, before anything is measured
+    for run in runs:
+        make_loss, active_shares = problem_of(run)(run)
         for key, value in measure(make_loss, active_shares, args).items():
             rows.append(run.source() | {"key": key, "value": value})
     report(rows, args.out)
@@ -68,7 +73,8 @@ def problem_of(run):
 def measure(make_loss, active_shares, args):
     """All numbers of a run, {key: float}."""
     loss_of, params = make_loss(args.batch_size, torch.Generator().manual_seed(args.seed))
-    found = {"loss": loss_of(slice(None)).item(), "fisher_trace": fisher_trace(loss_of, params, args.batch_size)}
+    found = {"loss": loss_of(slice(None)).item()}
+    found["fisher_trace"] = fisher_trace(loss_of, params, args.batch_size)
     found["fisher_trace_authors"] = fisher_trace_authors(loss_of, params)
     rng = torch.Generator().manual_seed(args.seed)
     found["lambda_max"], found["power_iterations"] = lambda_max(loss_of, params, rng, args.iterations)
@@ -91,8 +97,11 @@ def dot(one, two):
 
 def fisher_trace(loss_of, params, count):
     """Mean over `count` samples of the squared norm of the gradient of a sample's loss. -> float."""
-    slopes = (gradient(loss_of(slice(i, i + 1)), params) for i in range(count))
-    return torch.stack([dot(slope, slope) for slope in slopes]).mean().item()
+    squares = []
+    for i in range(count):
+        slopes = gradient(loss_of(slice(i, i + 1)), params)
+        squares.append(dot(slopes, slopes))
+    return torch.stack(squares).mean().item()
 
 
 def fisher_trace_authors(loss_of, params):
@@ -167,7 +176,8 @@ def rainbow(run):
 
         def loss_of(samples):
             part = {key: value[samples] for key, value in batch.items()}
-            return script.rainbow_loss(agent, target, part, offsets[:, samples], intensity[:, samples], args)[0]
+            draws = offsets[:, samples], intensity[:, samples]
+            return script.rainbow_loss(agent, target, part, *draws, args)[0]
 
         return loss_of, list(agent.parameters())
 
@@ -207,10 +217,12 @@ def soft_actor_critic(run):
         obs = script.to_pixels(script.random_shift(batch["obs"], offsets[0], script.PAD))
         next_obs = script.to_pixels(script.random_shift(batch["next_obs"], offsets[1], script.PAD))
         with torch.no_grad():
-            next_actions, log_probs = script.squashed_gaussian(*agent.actor(agent.encoder(next_obs)), normal[1])
+            mean, log_std = agent.actor(agent.encoder(next_obs))
+            next_actions, log_probs = script.squashed_gaussian(mean, log_std, normal[1])
             next_q = target["critic"](target["encoder"](next_obs), next_actions)
             alpha = agent.log_alpha.exp()
-            targets = script.critic_targets(batch["rewards"], batch["bootstrap"], next_q, log_probs, alpha)
+            rewards, bootstrap = batch["rewards"], batch["bootstrap"]
+            targets = script.critic_targets(rewards, bootstrap, next_q, log_probs, alpha)
 
         def loss_of(samples):
             q = agent.critic(agent.encoder(obs[samples]), batch["actions"][samples])
@@ -221,7 +233,8 @@ def soft_actor_critic(run):
     def active_shares(count, rng):
         batch = sample(count, rng)
         pixels = script.to_pixels(batch["obs"])
-        return common.active_shares(network, lambda: agent.critic(agent.encoder(pixels), batch["actions"]))
+        actions = batch["actions"]
+        return common.active_shares(network, lambda: agent.critic(agent.encoder(pixels), actions))
 
     return make_loss, active_shares
 
