@@ -199,10 +199,12 @@ def test_the_map_shows_each_series():
 # ---- The programs ----
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Folders of tiny runs on the real game: of a changed copy of mdpo.py, and of ppo_netrand.py."""
-    folder = tmp_path_factory.mktemp("runs")
-    copy = tiny_run("mdpo", folder / "mdpo", "--total-timesteps", "32", script=changed_copy("mdpo", folder / "mine.py"))
-    return [copy, tiny_run("ppo_netrand", folder / "ppo_netrand", "--total-timesteps", "32")]
+    """Folders of tiny runs on the real game, of changed copies of mdpo.py and of ppo_netrand.py."""
+    folder, found = tmp_path_factory.mktemp("runs"), []
+    for name, copy in (("mdpo", "mine"), ("ppo_netrand", "yours")):
+        script = changed_copy(name, folder / f"{copy}.py")
+        found.append(tiny_run(name, folder / name, "--total-timesteps", "32", script=script))
+    return found
 
 
 def test_runs_become_a_table_and_a_picture(runs, tmp_path, monkeypatch, capsys):
@@ -213,12 +215,12 @@ def test_runs_become_a_table_and_a_picture(runs, tmp_path, monkeypatch, capsys):
     rows = list(csv.DictReader(out.open()))
     assert [(row["method"], row["agent"], row["perturbation"]) for row in rows] == [
         (method, agent, name)
-        for method, agent in (("MDPO", "1"), ("MDPO", "2"), ("ppo_netrand", "1"))
+        for method, agent in (("MDPO", "1"), ("MDPO", "2"), ("yours", "1"))
         for name in NAMES
     ]
     commit = json.loads((runs[0] / "args.json").read_text())["commit"]
     for row in rows:
-        suite = "procgen-plain" if row["method"] == "ppo_netrand" else "procgen-easy"
+        suite = "procgen-plain" if row["method"] == "yours" else "procgen-easy"
         about = [row[key] for key in ("suite", "task", "seed", "step", "commit", "episodes", "frames", "draws")]
         assert about == [suite, "bossfight", "1", "32", commit, "2", "8", "3"]
         assert 0 < float(row["kl_mean"]) < 1 and float(row["kl_std"]) > 0
@@ -258,6 +260,12 @@ def test_runs_become_a_map(runs, tmp_path, monkeypatch, capsys):
     for number, agent in enumerate(agents, 1):
         (line,) = (line.split() for line in lines if line.split()[:1] == ["MDPO"] and line.split()[5] == str(number))
         assert float(line[-1]) == pytest.approx(tsne.spread(agent.encoder(versions.float() / 255)), rel=1e-3)
+
+
+def test_encodings_of_other_lengths_have_no_place_on_one_map(runs, tmp_path, monkeypatch, capsys):
+    wide = tiny_run("mdpo", tmp_path / "runs", "--total-timesteps", "32", "--num-agents", "1")
+    flags = ("--versions", 12, "--perplexity", 4, "--step", 3, "--out", tmp_path / "tsne.png")
+    assert_refuses(tsne, monkeypatch, capsys, (runs[0], wide, *flags), "its encodings are not as long")
 
 
 def test_wrong_input_says_so_in_one_line(runs, tmp_path, monkeypatch, capsys):

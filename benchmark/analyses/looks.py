@@ -103,12 +103,11 @@ def play_both(run, agent, count, steps, seed):
     """Episodes in both looks, with the actions of an agent that sees the first. -> two lists of Episode."""
     seen, unseen = play(run, agent, "train", count, steps, seed, beside="full_look")
     for one, other in zip(seen, unseen, strict=True):
-        length = len(one.rewards)
-        for t in range(length):
-            same = other.rewards[t : t + 1] == one.rewards[t : t + 1]
-            if t == length - 1:
-                same = same and other.ended == one.ended
-            if not same:
+        for t in range(len(one.rewards)):
+            ends = []
+            for episode in (one, other):
+                ends.append(episode.ended and t == len(episode.rewards) - 1)
+            if one.rewards[t] != other.rewards[t] or ends[0] != ends[1]:
                 common.fail(f"{run.args.env_id}: the looks part at step {t + 1}, they are not one game")
     return seen, unseen
 

@@ -66,6 +66,8 @@ def main():
             encodings.append(encode(agent.eval(), versions))
             row = {"agent": number, "versions": args.versions, "spread": spread(encodings[-1])}
             rows.append(run.source() | row)
+            if encodings[-1].shape != encodings[0].shape:
+                common.fail(f"{run.folder}: its encodings are not as long as those of the first run")
             label = f"{run.method}, agent {number}" if len(group) > 1 else run.method
             names.append(f"{label}: spread {row['spread']:.3f}")
     report(rows)
