@@ -488,7 +488,7 @@ class Replay:
         for name, values in self.rows.items():
             rows[name] = values[self.saved : self.size].cpu()
         if not np.isfinite(rows["rewards"]).all():
-            sys.exit(f"error: a reward is not finite; {self.path} is as it was")
+            sys.exit(f"error: a reward is not finite at step {self.size}; {self.path} is as it was")
         with open(self.path, "ab") as file:
             file.truncate(self.saved * self.row.itemsize)  # what follows belongs to no checkpoint
             file.write(rows)
