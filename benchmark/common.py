@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.dont_write_bytecode = True  # or loading a run's script would leave a __pycache__ in its folder
 ROOT = Path(__file__).parent.parent
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: safe for the colour-blind
 KEYS = {  # what plots and tables call a key of metrics.csv

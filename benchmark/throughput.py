@@ -1,16 +1,19 @@
-"""Steps/s of a script, where its time goes, and reference commands that take turns with it, iteration by iteration.
+"""Steps/s of a script, where its time goes, and reference commands that take turns with it,
+iteration by iteration.
 
-An iteration is a rollout with its updates. For a script that learns with every step, it is --steps steps, once it
-learns. All commands are started, and each is paused while another one does an iteration (a reference by SIGSTOP). So
-what slows the machine down for a while slows all of them. The first iteration of each is not counted, nor are the
-random steps that a script begins with. The limit is what the bare network reaches in the script's process: forward,
-backward and Adam on a minibatch of an update, without CUDA graphs. Memory is the host's. A reference is one process.
+An iteration is a rollout with its updates. For a script that learns with every step, it is --steps
+steps, once it learns. All commands are started, and each is paused while another one does an
+iteration (a reference by SIGSTOP). So what slows the machine down for a while slows all of them.
+The first iteration of each is not counted, nor are the random steps that a script begins with. The
+limit is what the bare network reaches in the script's process: forward, backward and Adam on a
+minibatch of an update, without CUDA graphs. Memory is the host's. A reference is one process.
 
     python benchmark/throughput.py algos/mdpo.py --flags="--env-id bigfish --num-agents 1"
     python benchmark/throughput.py algos/mine.py --references "CleanRL=python ppo_procgen.py" --out speed.csv
 
-A reference is any program that prints a line (--mark) at the end of each iteration of as many steps as the script's.
-The script's time is told apart by its functions `act`, `update` and `evaluate`, and by the steps of its environments.
+A reference is any program that prints a line (--mark) at the end of each iteration of as many steps
+as the script's. The script's time is told apart by its functions `act`, `update` and `evaluate`,
+and by the steps of its environments.
 """
 
 import contextlib
@@ -52,23 +55,29 @@ def main():
     args = tyro.cli(Args)
     if args.inside:
         return inside(args)
-    least = min(args.iterations, args.steps)
-    if not Path(args.script).is_file() or least < 1 or not all("=" in text for text in args.references):
-        common.fail("a script that exists, --references NAME=COMMAND, --iterations and --steps of at least 1")
+    if not Path(args.script).is_file() or min(args.iterations, args.steps) < 1:
+        common.fail("a script that exists, --iterations and --steps of at least 1")
+    for reference in args.references:
+        if "=" not in reference:
+            common.fail(f"--references {reference}: NAME=COMMAND")
     if args.out:
         common.check_out(args.out, ".csv")
     worker = [sys.executable, __file__, args.script, "--inside", f"--flags={args.flags}"]
     sizes = ["--iterations", str(args.iterations), "--steps", str(args.steps)]
     jobs = [Job(Path(args.script).name, [*worker, *sizes])]
-    for name, _, command in (reference.partition("=") for reference in args.references):
+    for reference in args.references:
+        name, _, command = reference.partition("=")
         jobs.append(Job(name, shlex.split(command), args.mark))
     try:
         for job in jobs * (1 + args.iterations):
             job.turn()
-        about, rows = json.loads(jobs[0].next_line()), [row for job in jobs for row in job.turns[1:]]
+        about = json.loads(jobs[0].next_line())
     finally:
         for job in jobs:
             job.end()
+    rows = []
+    for job in jobs:
+        rows += job.turns[1:]
     for row in rows:
         row |= {"steps": about["steps"], "steps_per_second": about["steps"] / row["seconds"]}
     show(jobs, about)
@@ -101,15 +110,15 @@ class Job:
         elif self.process.poll() is None:
             self.process.stdin.write("\n")
             self.process.stdin.flush()
-        line = next((line for line in self.process.stdout if re.search(self.mark or "^{", line)), None)
-        if line is None:
-            end = f"with code {self.process.wait()} before the end of iteration {len(self.turns)}"
-            self.errors.seek(0)
-            print(self.errors.read()[-2000:], file=sys.stderr)
-            print(f"error: {self.name} ended {end}: {shlex.join(self.command)}", file=sys.stderr)
-            sys.exit(1)
-        self.pause()
-        return line
+        for line in self.process.stdout:
+            if re.search(self.mark or "^{", line):
+                self.pause()
+                return line
+        end = f"with code {self.process.wait()} before the end of iteration {len(self.turns)}"
+        self.errors.seek(0)
+        print(self.errors.read()[-2000:], file=sys.stderr)
+        print(f"error: {self.name} ended {end}: {shlex.join(self.command)}", file=sys.stderr)
+        sys.exit(1)
 
     def turn(self):
         """One iteration, timed."""
@@ -127,8 +136,11 @@ class Job:
 
     def peak_gb(self):
         """Of resident memory. A command that has just ended has none: then what it was before."""
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
-        return int(found[1]) / 1e6 if found else max((row["peak_gb"] for row in self.turns), default=0.0)
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        if found:
+            return int(found[1]) / 1e6
+        return self.turns[-1]["peak_gb"] if self.turns else 0.0
 
     def end(self):
         if self.process.poll() is None:
@@ -138,24 +150,27 @@ class Job:
 
 def busy_seconds():
     """CPU time that this machine has spent so far, on anything."""
-    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    fields = Path("/proc/stat").read_text().split()[1:9]
+    user, nice, system, _, _, irq, softirq, steal = map(int, fields)
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def show(jobs, about):
     """Prints the two tables."""
     script = jobs[0].turns[1:]
-    print(f"{about['precision']}, {about['hardware']}, {len(script)} iterations of {about['steps']} steps")
+    iterations = f"{len(script)} iterations of {about['steps']} steps"
+    print(f"{about['precision']}, {about['hardware']}, {iterations}")
     print(f"{'':24}{'steps/s':>9}{'least':>9}{'most':>9}{'ratio':>8}{'peak GB':>9}{'others':>8}")
     for job in jobs:
-        speeds = [row["steps_per_second"] for row in job.turns[1:]]
-        ratio = statistics.median(b["seconds"] / a["seconds"] for a, b in zip(script, job.turns[1:], strict=True))
-        others = max(row["others"] for row in job.turns[1:])
+        speeds, ratios, others = [], [], 0.0
+        for own, row in zip(script, job.turns[1:], strict=True):
+            speeds.append(row["steps_per_second"])
+            ratios.append(row["seconds"] / own["seconds"])
+            others = max(others, row["others"])
+        warning = "  NOT TO BE TRUSTED: the cores were shared" if others > 0.05 else ""
         print(
-            f"{job.name:24}{statistics.median(speeds):9.1f}{min(speeds):9.1f}{max(speeds):9.1f}{ratio:8.2f}"
-            f"{job.turns[-1]['peak_gb']:9.2f}{others:8.1%}"
-            + "  NOT TO BE TRUSTED: the cores were shared"
-            * (others > 0.05)
+            f"{job.name:24}{statistics.median(speeds):9.1f}{min(speeds):9.1f}{max(speeds):9.1f}"
+            f"{statistics.median(ratios):8.2f}{job.turns[-1]['peak_gb']:9.2f}{others:8.1%}{warning}"
         )
     total = sum(row["seconds"] for row in script)
     for phase in PHASES:
@@ -164,7 +179,9 @@ def show(jobs, about):
 
 
 def limit_fraction(rows, about):
-    return about["limit_seconds"] * sum(row["updates"] for row in rows) / sum(row["phases"]["update"] for row in rows)
+    updates = sum(row["updates"] for row in rows)
+    seconds = sum(row["phases"]["update"] for row in rows)
+    return about["limit_seconds"] * updates / seconds
 
 
 def save(path, rows, about):
@@ -176,7 +193,7 @@ def save(path, rows, about):
         for row in rows:
             if row["phases"]:
                 row |= row["phases"] | {"limit_fraction": limit_fraction([row], about)}
-                row |= {key: about[key] for key in ("precision", "command", "commit", "packages")}
+                row |= about
             writer.writerow(row | {"hardware": about["hardware"]})
 
 
@@ -194,19 +211,19 @@ def inside(args):
     warm_up, batch_size = run_args.get("learning_starts", 0), args.steps
     if "num_steps" in run_args:  # rollouts
         batch_size = run_args["num_envs"] * run_args["num_steps"]
-    ends = [warm_up + number * batch_size for number in range(1, 2 + args.iterations)]  # steps after which one ends
-    total = ends[-1] + batch_size  # one iteration more, which is stopped at its first step
-    clock, calls, played = Clock(), [], 0
+    wanted = 1 + args.iterations
+    total = warm_up + (wanted + 1) * batch_size  # the last iteration is stopped at its first step
+    clock, calls, played, ended = Clock(), [], 0, 0
 
     def count():
         """Before each step of training: ends an iteration if all of its steps are done, and learned from."""
-        nonlocal played
-        if played >= ends[0]:
+        nonlocal played, ended
+        if played >= warm_up + (ended + 1) * batch_size:
             print(json.dumps(clock.read()), flush=True)
             sys.stdin.readline()
             clock.reset()
-            ends.pop(0)
-            if not ends:
+            ended += 1
+            if ended == wanted:
                 raise Enough
         played += run_args["num_envs"]
 
@@ -218,7 +235,7 @@ def inside(args):
             count()
             return step(actions)
 
-        envs.step = counted_step if split == "train" else step
+        envs.step = step if clock.inside else counted_step  # an evaluation makes its own
         return envs
 
     script.act = clock.timed("inference", script.act)
@@ -229,15 +246,17 @@ def inside(args):
         with contextlib.suppress(Enough):
             script.main([*flags, "--total-timesteps", str(total), "--runs-dir", runs_dir], make_envs)
         about = json.loads(next(Path(runs_dir).glob("*/args.json")).read_text())
-    hardware, packages = about["hardware"], about["packages"]
-    named = [name for name in ("torch", "numpy", "envpool", "dm_control") if name in packages]
+    hardware, packages = about["hardware"], []
+    for name in ("torch", "numpy", "envpool", "dm_control"):
+        if name in about["packages"]:
+            packages.append(f"{name}=={about['packages'][name]}")
     about = {
         "steps": batch_size * run_args.get("num_agents", 1),
         "limit_seconds": limit_seconds(calls),
         "precision": about["args"]["precision"],
         "command": shlex.join(["python", args.script, *shlex.split(args.flags)]),
         "commit": about["commit"],
-        "packages": " ".join(f"{name}=={packages[name]}" for name in named),
+        "packages": " ".join(packages),
         "hardware": f"{hardware['gpu'] or 'no GPU'}, {hardware['cores']} cores {hardware['cpu']},"
         f" {hardware['torch_threads']} torch threads",
     }
@@ -297,9 +316,11 @@ def noting_calls(function, calls):
 
     def enter(module, inputs):
         if not within:
-            copies = [value.detach().clone() if torch.is_tensor(value) else value for value in inputs]
-            learns = torch.is_grad_enabled() and any(param.requires_grad for param in module.parameters())
-            calls.append((module, copies, learns))
+            copies = []
+            for value in inputs:
+                copies.append(value.detach().clone() if torch.is_tensor(value) else value)
+            learns = any(param.requires_grad for param in module.parameters())
+            calls.append((module, copies, learns and torch.is_grad_enabled()))
         within.append(module)
 
     def leave(*_):

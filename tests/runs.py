@@ -1,8 +1,8 @@
 """What the tests of benchmark/analyses/ share: tiny runs, scripted environments, and programs as by a command line."""
 
-import subprocess
 import sys
 
+import common
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -11,10 +11,11 @@ from conftest import ROOT, ROWS, folder_in
 
 def tiny_run(name, runs_dir, *flags, script=None):
     """The folder of a run of a script, or of a copy of it, without evaluations."""
+    path = script or ROOT / "algos" / f"{name}.py"
     flags = [*ROWS[name]["flags"].split(), "--eval-every", "0", "--runs-dir", str(runs_dir), *flags]
-    command = [sys.executable, str(script or ROOT / "algos" / f"{name}.py"), *flags]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(path), *flags])  # what args.json says
+        common.load_script(path).main()
     return folder_in(runs_dir)
 
 

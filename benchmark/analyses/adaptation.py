@@ -1,12 +1,15 @@
-"""How well a network keeps learning when its inputs or its labels change: SAM, resets and others on 32x32 images.
+"""How well a network keeps learning when its inputs or its labels change: SAM, resets and others on
+32x32 images.
 
-input: a hundred times, 500 new images join the training set. label: a hundred times, the classes get new names at
-random, the same name for all images of a class. Then nothing changes any more. Evaluations are on held-out images.
+input: a hundred times, 500 new images join the training set. label: a hundred times, the classes
+get new names at random, the same name for all images of a class. Then nothing changes any more.
+Evaluations are on held-out images.
 
-Paper: Lee et al. 2023 (PLASTIC), section 4, figure 2 and appendix 7.2, with SGD. SAM is the code of sac_sam_reset.py.
-Checked against github.com/dojeon-ai/PLASTIC (3736071), synthetic/, for what the paper leaves out. Deviations from it:
-batches are drawn with replacement, not in epochs. Layer normalisation is over a pixel's channels, not over the whole
-map, and in all layers. CReLU is in all layers too and keeps their widths.
+Paper: Lee et al. 2023 (PLASTIC), section 4, figure 2 and appendix 7.2, with SGD. SAM is the code of
+sac_sam_reset.py. Checked against github.com/dojeon-ai/PLASTIC (3736071), synthetic/, for what the
+paper leaves out. Deviations from it: batches are drawn with replacement, not in epochs. Layer
+normalisation is over a pixel's channels, not over the whole map, and in all layers. CReLU is in all
+layers too and keeps their widths.
 
     python benchmark/analyses/adaptation.py --out adaptation.csv --plot adaptation.png      # the paper: CIFAR-10
     python benchmark/analyses/adaptation.py --out short.csv --scale short --data synthetic  # half an hour on a CPU
@@ -14,7 +17,8 @@ map, and in all layers. CReLU is in all layers too and keeps their widths.
     python benchmark/analyses/adaptation.py --out authors.csv --strides 3 1 1 --updates 500 --final-updates 0 \\
         --relabel shift --reset-every 10 --optimizers sgd                                   # the authors' code
 
-Runs that are in --out already, made with the same flags, are not made again. The table and the plot show all of them.
+Runs that are in --out already, made with the same flags, are not made again. The table and the plot
+show all of them.
 """
 
 import csv
@@ -38,12 +42,25 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import common
 
 PARTS = ("layer_norm", "crelu", "l2", "sam", "reset")
-# What a scale sets, where no flag does. Both make 128 passes over the images, a fifth of them after the last change.
+# What a scale sets, where no flag does. Both make 128 passes over the images, a fifth of them after the
+# last change.
 SCALES = {
-    "paper": {"changes": 100, "updates": 400, "final_updates": 10_000, "chunk_images": 500, "test_images": 10_000},
-    "short": {"changes": 8, "updates": 80, "final_updates": 160, "chunk_images": 100, "test_images": 1_000},
+    "paper": {
+        "changes": 100,
+        "updates": 400,
+        "final_updates": 10_000,
+        "chunk_images": 500,
+        "test_images": 10_000,
+    },
+    "short": {
+        "changes": 8,
+        "updates": 80,
+        "final_updates": 160,
+        "chunk_images": 100,
+        "test_images": 1_000,
+    },
 }
-# (learning rate, weight decay). The paper does not give them: SGD's are the reference code's; Adam's and short's, ours.
+# (learning rate, weight decay). The paper does not say them. SGD's: reference code; the others: ours.
 RATES = {
     ("paper", "input", "sgd"): (0.001, 0.0),
     ("paper", "label", "sgd"): (0.01, 0.001),
@@ -74,7 +91,7 @@ class Args:
     tasks: tuple[Literal["input", "label"], ...] = ("input", "label")  # what changes
     methods: tuple[str, ...] = ("base", *PARTS, "sam+reset")  # base, or parts joined by +
     optimizers: tuple[Literal["sgd", "adam"], ...] = ("sgd", "adam")  # SGD has a momentum of 0.9
-    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)  # one run each; draws the images' order, new labels, batches, weights
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)  # one run each; draws images, labels, batches, weights
     data: Literal["cifar10", "synthetic"] = "cifar10"  # synthetic too if CIFAR-10 cannot be downloaded
     data_dir: str = "data"  # where CIFAR-10 is, or is downloaded to
     cuda: bool = True  # use a GPU if there is one
@@ -83,16 +100,16 @@ class Args:
     changes: int | None = None  # how often inputs or labels change
     updates: int | None = None  # between changes, and between evaluations
     final_updates: int | None = None  # after the last change's own
-    chunk_images: int | None = None  # images that a change of inputs adds; label: all are there from the start
+    chunk_images: int | None = None  # images that a change of inputs adds; label: all from the start
     test_images: int | None = None  # images of an evaluation; train_accuracy is of at most as many
     batch_size: int = 128  # images per update
     strides: tuple[int, int, int] = (3, 3, 1)  # of the convolutions
-    relabel: Literal["random", "shift"] = "random"  # label: a permutation of the classes, or each class plus one
+    relabel: Literal["random", "shift"] = "random"  # label: permuted classes, or each class plus one
     learning_rate: float | None = None  # (default: the task's and optimizer's)
-    weight_decay: float | None = None  # part of the gradient, with Adam too (default: the task's and optimizer's)
+    weight_decay: float | None = None  # part of the gradient (default: the task's and optimizer's)
     l2: float = 1e-3  # l2: more weight decay
     sam_rho: float = 0.1  # sam: length of the step to the worst point nearby
-    reset_every: int = 1  # reset: changes between resets of the fully connected layers; the first comes with change 2
+    reset_every: int = 1  # reset: changes between resets of the fully connected layers, from change 2 on
 
 
 def main():
@@ -140,8 +157,9 @@ def definite(args):
             common.fail(f"{flag(name)} {getattr(args, name)}: at least 0")
     if min(args.strides) < 1 or side_of(args.strides) < 1:
         common.fail(f"--strides {' '.join(map(str, args.strides))}: nothing is left of the image's 32 pixels")
-    if args.data == "cifar10" and (args.changes * args.chunk_images > 50_000 or args.test_images > 10_000):
-        common.fail("CIFAR-10 has 50,000 images for --changes times --chunk-images, and 10,000 for --test-images")
+    too_many = args.changes * args.chunk_images > 50_000 or args.test_images > 10_000
+    if args.data == "cifar10" and too_many:
+        common.fail("CIFAR-10 has 50,000 images for --changes x --chunk-images, 10,000 for --test-images")
     common.check_out(args.out, ".csv")
     if args.plot:
         common.check_out(args.plot, ".png", ".svg")
@@ -178,7 +196,7 @@ def load_data(args):
 
 
 def cifar10(folder, num_test):
-    """All training images, and the first num_test others, each channel normalised. Errors: OSError, RuntimeError."""
+    """All training images, and the first num_test others, normalised. Errors: OSError, RuntimeError."""
     mean, std = torch.tensor([[0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]])[..., None, None]  # Reference code
     parts = []
     for train in (True, False):
@@ -190,10 +208,10 @@ def cifar10(folder, num_test):
 
 
 def synthetic(num_train, num_test, seed=0):
-    """Images of CIFAR-10's shape in ten classes, of about zero mean and unit variance; the same ones for a seed.
+    """Images of CIFAR-10's shape in ten classes, of about zero mean and unit variance.
 
-    A class is four smooth patterns. An image is one of them, moved by up to three pixels, under a random pattern that
-    is as smooth, and noise. It takes many images to learn what tells the classes apart.
+    A class is four smooth patterns. An image is one of them, moved by up to three pixels, under a random
+    pattern that is as smooth, and noise. It takes many images to learn what tells the classes apart.
     """
     rng = torch.Generator().manual_seed(seed)
     patterns = smooth(10 * 4, rng).view(10, 4, 3, 32, 32)
@@ -220,7 +238,7 @@ def smooth(count, rng):
 
 # ---- Network ----
 class ChannelNorm(nn.LayerNorm):
-    """Layer normalisation over the channels (of each pixel, if there are pixels). [B, C, ...] -> the same."""
+    """Layer normalisation over the channels, of each pixel where there are some. [B, C, ...] -> the same."""
 
     def __init__(self, channels):
         super().__init__(channels, eps=1e-6)
@@ -291,15 +309,18 @@ def train(data, args, task, method, optimizer, seed):
                 reset_head(network)
         stop = min(start + args.updates, total)
         draws = torch.randint(len(seen), (stop - start, args.batch_size), generator=rng)
-        labels, test_labels = (classes.to(device)[values] for values in (data.labels, data.test_labels))
+        classes = classes.to(device)
+        labels, test_labels = classes[data.labels], classes[data.test_labels]
         for batch in seen[draws].to(device):
             update(network, optimizer, data.images[batch], labels[batch], rho)
         sample = seen[torch.randperm(len(seen), generator=rng)[: args.test_images]].to(device)
         test_accuracies.append(accuracy(network, data.test_images, test_labels))
         rows.append((stop, "train_accuracy", accuracy(network, data.images[sample], labels[sample])))
         rows.append((stop, "test_accuracy", test_accuracies[-1]))
-    rows += [(total, f"active_{part}", share) for part, share in active_units(network, data.test_images).items()]
-    rows.append((total, "mean_test_accuracy", sum(test_accuracies[: args.changes]) / args.changes))  # over changes
+    for part, share in active_units(network, data.test_images).items():
+        rows.append((total, f"active_{part}", share))
+    mean = sum(test_accuracies[: args.changes]) / args.changes
+    rows.append((total, "mean_test_accuracy", mean))
     return [*rows, (total, "final_test_accuracy", test_accuracies[-1])]
 
 
@@ -316,7 +337,9 @@ def make_optimizer(network, parts, args, task, name):
     learning_rate, weight_decay = RATES[args.scale, task, name]
     learning_rate = learning_rate if args.learning_rate is None else args.learning_rate
     weight_decay = weight_decay if args.weight_decay is None else args.weight_decay
-    about = {"lr": learning_rate, "weight_decay": weight_decay + args.l2 * ("l2" in parts), "fused": True}
+    if "l2" in parts:
+        weight_decay += args.l2
+    about = {"lr": learning_rate, "weight_decay": weight_decay, "fused": True}
     if name == "adam":
         return torch.optim.Adam(network.parameters(), **about)
     return torch.optim.SGD(network.parameters(), momentum=0.9, **about)
@@ -400,7 +423,7 @@ def append(path, rows):
 
 
 def table(results, args):
-    """A Markdown table for each task and optimizer, the best method first: mean and standard deviation over seeds."""
+    """A Markdown table for each task and optimizer: mean ± standard deviation over seeds, best method first."""
     lines = []
     for (task, optimizer), runs in results.groupby(["task", "optimizer"], sort=False):
         last = runs.sort_values("update").groupby(["method", "seed", "key"])["value"].last().unstack()
@@ -415,7 +438,7 @@ def table(results, args):
 
 
 def draw(results, args):
-    """One row per task, one column per optimizer: each method's mean over seeds, in a band from lowest to highest."""
+    """One row per task, one column per optimizer: each method's mean over seeds, in a band of all seeds."""
     tasks, optimizers = results["task"].unique(), results["optimizer"].unique()
     size = 5.5 * len(optimizers), 0.8 + 3.6 * len(tasks)
     figure, axes = plt.subplots(
@@ -424,7 +447,8 @@ def draw(results, args):
     looks = itertools.product(("-", "--", ":"), ("black", *common.COLOURS))
     looks = dict(zip(results["method"].unique(), looks, strict=False))
     for (i, task), (j, optimizer) in itertools.product(enumerate(tasks), enumerate(optimizers)):
-        axis, runs = axes[i, j], results[(results["task"] == task) & (results["optimizer"] == optimizer)]
+        axis = axes[i, j]
+        runs = results[(results["task"] == task) & (results["optimizer"] == optimizer)]
         for method, (line, colour) in looks.items():
             some = runs[(runs["method"] == method) & (runs["key"] == "test_accuracy")]
             seeds = 100 * some.pivot(index="update", columns="seed", values="value")

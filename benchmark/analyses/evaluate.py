@@ -1,19 +1,22 @@
-"""Evaluates a run: plays the episodes of its last evaluation and prints mean, standard deviation and median.
+"""Evaluates a run: plays the episodes of its last evaluation and prints mean, standard deviation
+and median.
 
     python benchmark/analyses/evaluate.py runs/<folder>
     python benchmark/analyses/evaluate.py runs/<folder> --eval-episodes 1000 --eval-seed 7
     python benchmark/analyses/evaluate.py runs/<folder> --eval-modes video_easy video_hard    # drqv2_pieg.py
     python benchmark/analyses/evaluate.py runs/<folder> --mc-samples 20                       # ppo_netrand.py
 
-The table is printed first, and then written to evaluation.csv in the run's folder, with one row per agent and split.
-What may be given are the script's own flags of an evaluation: --eval-*, --mc-samples, --dmcgb-dir, --cuda. Their
-defaults are the run's; that of --eval-episodes is the run's --final-eval-episodes.
+The table is printed first, and then written to evaluation.csv in the run's folder, with one row per
+agent and split. What may be given are the script's own flags of an evaluation: --eval-*,
+--mc-samples, --dmcgb-dir, --cuda. Their defaults are the run's; that of --eval-episodes is the
+run's --final-eval-episodes.
 """
 
 import csv
 import dataclasses
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,21 +44,38 @@ def main():
     for name, value in run.about["args"].items():
         if given[name] != value and name not in FREE and not name.startswith("eval_"):
             common.fail(f"--{name.replace('_', '-')} is {value} in that run and stays so; see --help")
-    run.script.check(args)
+    check(vars(args))
     evaluate_run(dataclasses.replace(run, args=args))
 
 
-def evaluate_run(run):
-    """Plays run.args.eval_episodes episodes per agent and split with the script's own `compare`. -> list of rows.
+def check(args):
+    """Ends the program if an argument of an evaluation makes no sense."""
+    for name, least in (
+        ("eval_episodes", 1),
+        ("eval_envs", 1),
+        ("eval_seed", 0),
+        ("eval_epsilon", 0),
+        ("mc_samples", 0),
+    ):
+        if args.get(name, least) < least:
+            common.fail(f"--{name.replace('_', '-')} {args[name]}: at least {least}")
+    episodes, side_by_side = args["eval_episodes"], args.get("eval_envs", 1)
+    if episodes % min(side_by_side, episodes):
+        common.fail(f"--eval-episodes {episodes}: not a multiple of --eval-envs {side_by_side}")
 
-    Prints the rows and writes them to evaluation.csv in the run's folder.
+
+def evaluate_run(run):
+    """Plays run.args.eval_episodes episodes per agent and split with the script's own `compare`.
+
+    Prints a row for each and writes them to evaluation.csv in the run's folder. -> list of dicts
     """
     agents = run.agents()
     script, rows, own = run.script, [], run.script.evaluate
 
     def evaluate(agent, args, make_envs, split, tick=lambda: None):
         returns = own(agent, args, make_envs, split, tick)
-        row = {"step": run.state["step"], "agent": agents.index(agent) + 1, "split": split, "episodes": len(returns)}
+        row = {"step": run.state["step"], "agent": agents.index(agent) + 1, "split": split}
+        row["episodes"] = len(returns)
         if "mc_samples" in vars(args):  # ppo_netrand.py: 0 is the clean policy
             row["mc_samples"] = args.mc_samples
         if "dmcgb_dir" in vars(args):  # how many clips of DMC-GB there are
@@ -65,7 +85,7 @@ def evaluate_run(run):
 
     script.evaluate = evaluate  # that `compare` calls
     try:
-        script.compare(agents, run.args, run.make_envs)
+        script.compare(agents, run.args, partial(make_envs, run))
     finally:
         script.evaluate = own
     report(rows)
@@ -80,10 +100,29 @@ def evaluate_run(run):
     return rows
 
 
+def load_runs(texts, cuda=False):
+    """The runs of some [METHOD=]FOLDER, to be measured in fp32."""
+    if not texts:
+        common.fail("a run's folder, or some of them, is needed")
+    runs = []
+    for text in texts:
+        runs.append(common.load_run(text, cuda=cuda, cuda_required=False, precision="fp32"))
+    return runs
+
+
+def make_envs(run, args, split, start=0):
+    """The run's environments, or the program ends with one line, as where DMC-GB's looks are missing."""
+    try:
+        return run.make_envs(args, split, start)
+    except (OSError, ValueError, RuntimeError) as error:
+        common.fail(common.first_line(error))
+
+
 def report(rows, out=None):
     """Prints a table of dicts, without the commits, and writes it to a CSV file."""
     table = pd.DataFrame(rows)
-    print(table.drop(columns="commit", errors="ignore").to_string(index=False, float_format="{:.4g}".format))
+    shown = table.drop(columns="commit", errors="ignore")
+    print(shown.to_string(index=False, float_format="{:.4g}".format))
     if out:
         table.to_csv(out, index=False)
         print(out)
@@ -96,7 +135,8 @@ def print_papers(run, rows):
     for row in rows:
         known = published().get((task, row["split"]))
         if known:
-            lines.append(f"{row['split']}: " + ", ".join(f"{method} {text}" for method, text in known.items()))
+            methods = ", ".join(f"{method} {text}" for method, text in known.items())
+            lines.append(f"{row['split']}: {methods}")
     if lines:
         print("Yuan et al. 2022, Table 1, mean ± standard deviation over seeds:", *lines, sep="\n  ")
 
@@ -106,10 +146,11 @@ def published():
     found = {}
     with open(PUBLISHED) as file:
         for row in csv.DictReader(file):
-            if row["suite"] == "dmc-gb" and row["metric"] == "return" and row["std"] and "Table 1" in row["source"]:
-                place = common.plain(row["task"]), row["setting"]
-                text = f"{float(row['value']):.0f} ± {float(row['std']):.0f}"
-                found.setdefault(place, {})[row["method"]] = text
+            if row["metric"] != "return" or not row["std"] or "Table 1" not in row["source"]:
+                continue
+            place = common.plain(row["task"]), row["setting"]
+            text = f"{float(row['value']):.0f} ± {float(row['std']):.0f}"
+            found.setdefault(place, {})[row["method"]] = text
     return found
 
 

@@ -1,7 +1,8 @@
 """Films a run's agent on levels that it never saw: a grid of episodes, as H.264 (.mp4) or .gif.
 
-Each cell is one episode. When the episode ends, the cell darkens and shows the return. Of a stack of frames it shows
-the newest one. The agent plays as in the run's evaluations: the program calls the script's own `evaluate`.
+Each cell is one episode. When the episode ends, the cell darkens and shows the return. Of a stack
+of frames it shows the newest one. The agent plays as in the run's evaluations: the program calls
+the script's own `evaluate`.
 
     python benchmark/analyses/record.py runs/<folder>                                     # runs/<folder>/episodes.mp4
     python benchmark/analyses/record.py runs/<folder> --out picture.gif --rows 2 --columns 4
@@ -17,10 +18,12 @@ from typing import Literal
 import cv2
 import imageio
 import numpy as np
+import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import common
+import evaluate
 
 LOOKS = ("test", "color_easy", "color_hard", "video_easy", "video_hard")  # the rows of --split looks
 
@@ -29,7 +32,7 @@ LOOKS = ("test", "color_easy", "color_hard", "video_easy", "video_hard")  # the 
 class Args:
     run: tyro.conf.Positional[str]  # run folder
     out: str | None = None  # .mp4 or .gif (default: episodes.mp4 in the run's folder)
-    split: Literal["test", "train", "full_look", "looks"] = "test"  # levels; looks: the task's and DMC-GB's, a row each
+    split: Literal["test", "train", "full_look", "looks"] = "test"  # levels; looks: DMC-GB's, one per row
     dmcgb_dir: str | None = None  # DMC-GB's colours and clips (default: where the run had them)
     agent: int = 1  # which agent of the run plays, from 1
     seed: int = 0  # draws the levels and the actions
@@ -64,7 +67,7 @@ def main():
     episodes = []
     for split in splits:
         episodes += play(run, agents[args.agent - 1], split, count, args.steps, args.seed)
-    gray = not {"distribution_mode", "eval_modes"} & known.keys()  # games of Procgen and looks of DMC-GB have colours
+    gray = "distribution_mode" not in known and "eval_modes" not in known  # Procgen and DMC-GB have colours
     length = max(len(episode.rewards) for episode in episodes)
     write(out, pictures(episodes, length, args.columns, args.scale, gray), args.fps)
     returns = " ".join(f"{sum(episode.rewards):g}" for episode in episodes)
@@ -91,19 +94,23 @@ def play(run, agent, split, count, steps, seed=0, beside=None):
 
     def make_envs(args, _, start=0):
         for name in splits:
-            try:
-                envs = run.make_envs(args, name, start)
-            except (OSError, ValueError, RuntimeError) as error:  # of the looks' data, say
-                common.fail(common.first_line(error))
-            recorders.append(Recorder(envs, count, steps))
+            recorders.append(Recorder(evaluate.make_envs(run, args, name, start), count, steps))
         return Together(*recorders) if beside else recorders[0]
 
-    changes = {"eval_seed": seed, "eval_episodes": count, "num_envs": count, "eval_envs": count, "mc_samples": 0}
+    changes = {"eval_seed": seed, "eval_episodes": count, "eval_envs": count, "mc_samples": 0}
     known = {name: value for name, value in changes.items() if name in vars(run.args)}
     run.script.evaluate(agent, dataclasses.replace(run.args, **known), make_envs, split)
     agent.eval()  # an evaluation leaves it in train mode
     played = [recorder.first_episodes() for recorder in recorders]
     return played if beside else played[0]
+
+
+def frames_of(episodes):
+    """What was seen in some episodes, one after the other. -> uint8 [M, ...]."""
+    frames = []
+    for episode in episodes:
+        frames += episode.obs
+    return torch.as_tensor(np.stack(frames))
 
 
 class Recorder:

@@ -1,14 +1,16 @@
 """How much a policy changes when what it sees is recoloured: KL divergences along test episodes.
 
-Paper: Xie et al. 2025, MDPO, Table 1 (random convolutions) and Figure 13 (brightness, contrast, saturation, hue). Each
-agent plays test levels. The program perturbs each frame that the agent sees several times and takes KL(pi(frame) ||
-pi(perturbed frame)); mean and standard deviation are over all frames and versions. The paper does not say how many
-versions there are, how large the kernels are or how far colours move. Ours: ten, 3 x 3, factors of 0.5 to 1.5, any hue.
+Paper: Xie et al. 2025, MDPO, Table 1 (random convolutions) and Figure 13 (brightness, contrast,
+saturation, hue). Each agent plays test levels. The program perturbs each frame that the agent sees
+several times and takes KL(pi(frame) || pi(perturbed frame)); mean and standard deviation are over
+all frames and versions. The paper does not say how many versions there are, how large the kernels
+are or how far colours move. Ours: ten, 3 x 3, factors of 0.5 to 1.5, any hue.
 
     python benchmark/analyses/robustness.py PPO=runs/<PPO> MDPO=runs/<MDPO> --out robustness.csv
     python benchmark/analyses/robustness.py runs/<folder> --perturb random_conv hue --images perturbed.png
 
-It is for runs of mdpo.py and ppo_netrand.py and copies of them: `agent(obs)` gives logits and values.
+It is for runs of mdpo.py and ppo_netrand.py and copies of them: `agent(obs)` gives logits and
+values.
 """
 
 import sys
@@ -26,12 +28,12 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import common
-from evaluate import report
-from record import play
+from evaluate import load_runs, report
+from record import frames_of, play
 
 matplotlib.use("Agg")  # draws into files, without a display
 Perturbation = Literal["random_conv", "brightness", "contrast", "saturation", "hue"]
-FACTORS = {"brightness": (0.5, 1.5), "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": (-0.5, 0.5)}
+FACTORS = {"hue": (-0.5, 0.5), **dict.fromkeys(("brightness", "contrast", "saturation"), (0.5, 1.5))}
 
 
 @dataclass
@@ -50,7 +52,7 @@ class Args:
 def main():
     args = tyro.cli(Args, description=__doc__)
     if min(args.episodes, args.steps, args.draws) < 1 or args.seed < 0 or not args.perturb:
-        common.fail("--episodes --steps --draws: at least 1; --seed: at least 0; --perturb: at least one")
+        common.fail("--episodes --steps --draws: at least 1; --seed: at least 0; --perturb: some")
     if args.out:
         common.check_out(args.out, ".csv")
     if args.images:
@@ -62,10 +64,12 @@ def main():
             if shown is None:
                 shown = frames[min(50, len(frames) - 1)], has_box(run.args)
             for name in args.perturb:
-                change = partial(perturbed, name=name, rng=stream(args.seed, name), boxed=has_box(run.args))
+                rng, boxed = stream(args.seed, name), has_box(run.args)
+                change = partial(perturbed, name=name, rng=rng, boxed=boxed)
                 kl = divergences(agent, frames, change, args.draws)  # [M, draws]
-                row = {"agent": number, "perturbation": name, "episodes": args.episodes, "frames": len(kl)}
-                row |= {"draws": args.draws, "kl_mean": kl.mean().item(), "kl_std": kl.std(correction=0).item()}
+                row = {"agent": number, "perturbation": name}
+                row |= {"episodes": args.episodes, "frames": len(kl), "draws": args.draws}
+                row |= {"kl_mean": kl.mean().item(), "kl_std": kl.std(correction=0).item()}
                 rows.append(run.source() | row)
     report(rows, args.out)
     if args.images:
@@ -76,9 +80,7 @@ def main():
 # ---- Agents and what they see ----
 def load(texts, cuda):
     """The runs of [METHOD=]FOLDER, in fp32. The program ends if one is not of a PPO script."""
-    if not texts:
-        common.fail("a run's folder, or some of them, is needed")
-    runs = [common.load_run(text, cuda=cuda, cuda_required=False, precision="fp32") for text in texts]
+    runs = load_runs(texts, cuda)
     for run in runs:
         if "clip_coef" not in vars(run.args):
             common.fail(f"{run.folder}: this is for runs of mdpo.py and ppo_netrand.py and copies of them")
@@ -87,27 +89,24 @@ def load(texts, cuda):
 
 def seen(run, agent, episodes, steps, seed):
     """What an agent sees in test episodes, one episode after the other. -> uint8 [M, 3, 64, 64]."""
-    frames = []
-    for episode in play(run, agent, "test", episodes, steps, seed):
-        frames += episode.obs
-    return torch.as_tensor(np.stack(frames))
+    return frames_of(play(run, agent, "test", episodes, steps, seed))
 
 
 def has_box(args):
-    """Whether the velocity is painted into the frames. It is no colour, so a perturbation leaves it as it is."""
+    """Whether the velocity is painted into the frames. It is no colour, so it is never perturbed."""
     known = vars(args)
     return bool(known.get("plain_look") or known.get("paint_vel_info"))
 
 
 # ---- Perturbations ----
 def stream(seed, name):
-    """The random numbers of a perturbation, the same ones for all agents, whatever else is asked for."""
+    """The random numbers of a perturbation, the same for all agents and with all other flags."""
     entropy = (seed, get_args(Perturbation).index(name))
     return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
 
 def perturbed(images, name, rng, boxed=False):
-    """One version of each image. uint8 [B, 3, H, W] -> the same. boxed: the velocity box stays as it is."""
+    """One version of each image. uint8 [B, 3, H, W] -> the same. boxed: the velocity box stays."""
     versions = random_conv(images, rng) if name == "random_conv" else recolour(images, name, rng)
     if boxed:
         versions[:, :, :13, :26] = images[:, :, :13, :26]
@@ -115,34 +114,37 @@ def perturbed(images, name, rng, boxed=False):
 
 
 def random_conv(images, rng):
-    """Each image after a convolution of its own with standard normal weights. uint8 [B, 3, H, W] -> the same."""
+    """Each image after its own convolution of standard normal weights. uint8 [B, 3, H, W] -> the same."""
     kernels = torch.randn(len(images) * 3, 3, 3, 3, generator=rng)
     channels = images.float().reshape(1, -1, *images.shape[2:])  # [1, 3B, H, W], in B groups
-    return rescaled(torch.nn.functional.conv2d(channels, kernels, padding=1, groups=len(images)).view(images.shape))
+    versions = torch.nn.functional.conv2d(channels, kernels, padding=1, groups=len(images))
+    return rescaled(versions.view(images.shape))
 
 
 def rescaled(images):
-    """Each image's lowest value becomes 0, its highest 255; one of a single value is black. [B, C, H, W] -> uint8."""
+    """Each image's lowest value becomes 0 and its highest 255. [B, C, H, W] -> uint8."""
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
-    return (255 * (images - low) / (high - low).clamp(min=torch.finfo(images.dtype).tiny)).round().to(torch.uint8)
+    width = (high - low).clamp(min=torch.finfo(images.dtype).tiny)  # an image of a single value is black
+    return (255 * (images - low) / width).round().to(torch.uint8)
 
 
 def recolour(images, name, rng):
-    """Each image's brightness, contrast, saturation or hue by a factor of its own. uint8 [B, 3, H, W] -> the same."""
+    """Each image's brightness, contrast, saturation or hue by its own factor. uint8 [B, 3, H, W] -> the same."""
     factors = torch.empty(len(images)).uniform_(*FACTORS[name], generator=rng).tolist()
     adjust = getattr(colours, f"adjust_{name}")
-    return torch.stack([adjust(image, factor) for image, factor in zip(images, factors, strict=True)])
+    return torch.stack([adjust(*pair) for pair in zip(images, factors, strict=True)])
 
 
 # ---- The measure ----
 @torch.no_grad()
 def divergences(agent, frames, change, draws):
-    """KL(pi(frame) || pi(change(frame))), `draws` versions per frame. uint8 [M, 3, 64, 64] -> float64 [M, draws]."""
+    """KL(pi(frame) || pi(change(frame))). uint8 [M, 3, 64, 64] -> float64 [M, draws], versions of each."""
     device, found = next(agent.parameters()).device, []
     for obs in frames.split(32):
         logits, _ = agent(obs.to(device))  # [B, A]
         others, _ = agent(change(obs.repeat_interleave(draws, 0)).to(device))  # [B * draws, A]
-        found.append(kl_divergence(logits.repeat_interleave(draws, 0), others).view(-1, draws).cpu())
+        kl = kl_divergence(logits.repeat_interleave(draws, 0), others)
+        found.append(kl.view(-1, draws).cpu())
     return torch.cat(found)
 
 
@@ -154,7 +156,8 @@ def kl_divergence(logits, others):
 
 def draw(frame, boxed, names, seed, columns=8):
     """A frame [3, H, W] and versions of it, one row per perturbation -> figure."""
-    figure, axes = plt.subplots(len(names), columns, figsize=(1.3 * columns, 1.4 * len(names) + 0.3), squeeze=False)
+    size = 1.3 * columns, 1.4 * len(names) + 0.3
+    figure, axes = plt.subplots(len(names), columns, figsize=size, squeeze=False)
     figure.set_layout_engine("constrained")
     for row, name in zip(axes, names, strict=True):
         versions = perturbed(frame.expand(columns - 1, -1, -1, -1), name, stream(seed, name), boxed)
