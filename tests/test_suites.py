@@ -267,3 +267,20 @@ def test_what_a_user_gets_wrong_is_one_line(argv, said, suite, tmp_path, monkeyp
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and said in error, error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "program, found",
+    [
+        ("benchmark/suites/ablations.py", "ablations.py"),
+        ("/somewhere/benchmark/suites/manipulation.py", "manipulation.py"),
+        ("drawerworld.py", "drawerworld.py"),  # started from their folder
+        ("algos/mdpo.py", None),
+        ("algos/ablations.py", None),
+        ("suites/mine.py", None),
+        ("mdpo.py", None),
+    ],
+)
+def test_a_run_knows_which_suite_started_it(program, found):
+    path = common.suite_program({"command": [program, "sac_sam_reset", "layer_norm"]})
+    assert path == (found and ROOT / "benchmark" / "suites" / found)
