@@ -37,19 +37,23 @@ dmcgb:
 	rm -rf data/dmcgb.git && mv data/dmcgb.part data/dmcgb
 
 .venv/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed: make PYTHON=...")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13) and "error: Python 3.11 or 3.12 is needed: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
-# The Debian packages of what is missing: `python3 -m venv`, two libraries that Procgen's Qt draws with, and what
-# DeepMind Control renders with (EGL, and Mesa where there is no GPU's driver; or OSMesa, which is left as it is).
+# The Debian packages of what is missing: `python3 -m venv`, two libraries that Procgen's Qt draws with (on aarch64 that
+# Qt itself), and what DeepMind Control renders with (EGL, and Mesa where there is no GPU's driver; or OSMesa, which is
+# left as it is). macOS has what it needs, but for what a script asks for when it starts.
 needs = $(shell $(PYTHON) -c '$(1)' 2>/dev/null || echo $(2))
+ifeq ($(shell uname -s),Linux)
 MISSING = $(strip $(call needs,import venv; import ensurepip,python3-venv) \
 	$(call needs,import ctypes; ctypes.CDLL("libGL.so.1"),libgl1) \
 	$(call needs,import ctypes; ctypes.CDLL("libgthread-2.0.so.0"),libglib2.0-0) \
+	$(if $(filter aarch64,$(shell uname -m)),$(call needs,import ctypes; ctypes.CDLL("libQt5Gui.so.5"),libqt5gui5)) \
 	$(call needs,import ctypes; ctypes.CDLL("libEGL.so.1"),libegl1) \
 	$(call needs,import glob; glob.glob("/usr/lib/*/dri/*") or glob.glob("/usr/lib/*/libEGL_nvidia*") or 1 / 0,libgl1-mesa-dri))
+endif
 
 libraries:
 	@missing="$(MISSING)"; test -z "$$missing" || \
