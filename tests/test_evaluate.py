@@ -54,6 +54,20 @@ def test_it_repeats_the_runs_last_evaluation(folder, monkeypatch, capsys):
     assert not (folder / "__pycache__").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ppo_netrand", "drq_sam_reset", "sac_sam_reset", "drqv2_pieg"])
+def test_it_repeats_the_last_evaluation_of_every_script(name, tmp_path, monkeypatch):
+    total = {"ppo_netrand": 64, "drq_sam_reset": 520}.get(name, 50)
+    folder = tiny_run(name, tmp_path, "--eval-every", str(total))
+    run(evaluate, monkeypatch, folder)
+    rows, wanted = rows_of(folder / "evaluation.csv"), logged(folder)
+    for row in rows:
+        prefix = "mc_" if row.get("mc_samples", "0") != "0" else ""
+        key = f"eval/{prefix}{row['split']}_return"
+        assert float(row["mean"]) == pytest.approx(wanted[key], rel=1e-3)
+    assert len(rows) == len([key for key in wanted if key.endswith("_return")])
+
+
 def test_the_table_says_what_the_returns_are(monkeypatch, tmp_path, capsys):
     """Mean, standard deviation and median of what the script's `evaluate` returned to its `compare`."""
     returns = {("test", 0): [1.0, 2.0, 9.0], ("test", 1): [5.0] * 3}

@@ -214,9 +214,7 @@ def test_runs_become_a_table_and_a_picture(runs, tmp_path, monkeypatch, capsys):
     assert "kl_mean" in capsys.readouterr().out
     rows = list(csv.DictReader(out.open()))
     assert [(row["method"], row["agent"], row["perturbation"]) for row in rows] == [
-        (method, agent, name)
-        for method, agent in (("MDPO", "1"), ("MDPO", "2"), ("yours", "1"))
-        for name in NAMES
+        (method, agent, name) for method, agent in (("MDPO", "1"), ("MDPO", "2"), ("yours", "1")) for name in NAMES
     ]
     commit = json.loads((runs[0] / "args.json").read_text())["commit"]
     for row in rows:
