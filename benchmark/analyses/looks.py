@@ -175,6 +175,7 @@ def draw_trajectories(trajectories):
         axis.set_xlabel(f"component 1 ({shares[0]:.0%} of variance)")
         axis.set_ylabel(f"component 2 ({shares[1]:.0%})")
         axis.set_aspect("equal", "datalim")
+        axis.locator_params(nbins=6)  # or the numbers overlap
         axis.legend(frameon=False, fontsize=9)
     return figure
 
