@@ -112,10 +112,19 @@ def load_run(text, **changes):
 
 def seams(script, about):
     """The make_envs and make_agent that a run of `script` was trained with, from its args.json."""
-    program = Path(about["command"][0])
-    if program.parent.name != "suites":
+    program = suite_program(about)
+    if program is None:
         return script.make_envs, script.Agent
-    return load_script(ROOT / "benchmark" / "suites" / program.name).seams(script, about)
+    return load_script(program).seams(script, about)
+
+
+def suite_program(about):
+    """The path of the program in benchmark/suites/ that started a run, or None, from its args.json."""
+    program = Path(about["command"][0])
+    path = ROOT / "benchmark" / "suites" / program.name
+    if program.parent.name in ("suites", "") and path.is_file():  # "": started from that folder
+        return path
+    return None
 
 
 def split_name(text):
@@ -180,8 +189,8 @@ def suite_of(about):
     procgen-easy, procgen-hard, procgen-plain (--plain-look), atari-100k, dmc, dmc-gb (evaluated in its looks),
     manipulation, drawerworld; other: none of them. It follows from arguments that a copy of a script keeps.
     """
-    args, program = about["args"], Path(about["command"][0])
-    if program.parent.name == "suites" and program.stem != "ablations":
+    args, program = about["args"], suite_program(about)
+    if program and program.stem != "ablations":
         return program.stem
     if args.get("plain_look"):
         return "procgen-plain"

@@ -115,10 +115,10 @@ def test_grid_is_the_checker_of_dm_control_s_floor_and_black_is_black():
         '<mujoco><asset><texture name="T_table" type="2d" builtin="checker" rgb1=".1 .2 .3" rgb2=".2 .3 .4"'
         ' width="300" height="300" mark="edge" markrgb=".2 .3 .4"/></asset></mujoco>'
     )
-    grid = table_of(drawerworld.sawyer("drawer_close", "grid").model)
+    grid = table_of(drawerworld.sawyer("drawer-close", "grid").model)
     assert grid.shape == (300, 300, 3) and len(np.unique(grid.reshape(-1, 3), axis=0)) == 2
     assert np.array_equal(grid, table_of(donor))
-    assert not table_of(drawerworld.sawyer("drawer_close", "black").model).any()
+    assert not table_of(drawerworld.sawyer("drawer-close", "black").model).any()
 
 
 @needs_metaworld
@@ -183,7 +183,7 @@ def test_a_weld_has_a_number_that_meta_world_has_no_room_for():
 
     with pytest.raises(ValueError, match=r"from shape \(11,\) into shape \(12,\)"):
         ALL_V3_ENVIRONMENTS["drawer-close-v3"]()
-    env = drawerworld.sawyer("drawer_close", "grid")
+    env = drawerworld.sawyer("drawer-close", "grid")
     before = mujoco.MjModel.from_xml_path(env.fullpath)
     welds = before.eq_type == mujoco.mjtEq.mjEQ_WELD
     assert welds.any() and np.array_equal(env.model.eq_data[~welds], before.eq_data[~welds])
@@ -238,7 +238,7 @@ def test_meta_world_s_own_policy_succeeds(task, split, blind):
 @needs_metaworld
 @pytest.mark.parametrize("task, bound", [("drawer_close", 0.065), ("drawer_open", 0.03)])
 def test_success_is_a_handle_that_is_near_its_place(task, bound, blind):
-    drawer, distances, terminated = Blind(task, "grid", 1, training=False), [], False
+    drawer, distances, terminated = Blind(task.replace("_", "-"), "grid", 1, training=False), [], False
     drawer.reset()
     policy = policy_of(task)
     while not terminated:

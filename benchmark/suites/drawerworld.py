@@ -6,8 +6,8 @@ episode draws a new place for the drawer, not one of fifty. "success": the share
 Meta-World's bound at one of 200 steps. To be reported as "DrawerWorld-style".
 
     make drawerworld                  # Meta-World, from benchmark/suites/requirements-drawerworld.txt
-    python benchmark/suites/drawerworld.py drqv2_pieg                # trains on drawer_close, plain table
-    python benchmark/suites/drawerworld.py drqv2_pieg --env-id drawer_open --seed 2    # the script's flags
+    python benchmark/suites/drawerworld.py drqv2_pieg                # trains on drawer-close, plain table
+    python benchmark/suites/drawerworld.py drqv2_pieg --env-id drawer-open --seed 2    # the script's flags
     python benchmark/suites/drawerworld.py algos/mine.py      # your copy of drqv2_pieg or sac_sam_reset
     python benchmark/suites/drawerworld.py drqv2_pieg --resume runs/<folder>
     python benchmark/suites/drawerworld.py test runs/<folder> --variants grid wood metal  # 100 episodes each
@@ -85,7 +85,7 @@ def sawyer(task, texture):
     import mujoco
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-    class Sawyer(ALL_V3_ENVIRONMENTS[f"{task.replace('_', '-')}-v3"]):
+    class Sawyer(ALL_V3_ENVIRONMENTS[f"{task}-v3"]):
         def _initialize_simulation(self):
             spec = mujoco.MjSpec.from_file(self.fullpath)
             paint(spec.texture("T_table"), texture)
@@ -142,7 +142,8 @@ def check(variants):
             common.fail(f"{path} is no PNG picture; a pointer of git-lfs, perhaps, or a download cut short")
 
 
-SUITE = pixels.Suite("drawerworld", __doc__, {"drawer": "close open"}, TEXTURES, "success", make, check)
+TASKS = ("drawer-close", "drawer-open")
+SUITE = pixels.Suite("drawerworld", __doc__, TASKS, TEXTURES, "success", make, check)
 
 
 def seams(script, about):

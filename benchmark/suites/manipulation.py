@@ -3,8 +3,8 @@
 Paper: PIE-G, figures 3 and 4a, on dm_control's manipulation tasks. Deviation: the paper shows what was
 deformed but not by how much, so SHAPES is ours. "return": the sum of rewards over 250 control steps.
 
-    python benchmark/suites/manipulation.py drqv2_pieg                # trains on reach_duplo, stock shapes
-    python benchmark/suites/manipulation.py drqv2_pieg --env-id reach_site --seed 2    # the script's flags
+    python benchmark/suites/manipulation.py drqv2_pieg                # trains on reach-duplo, stock shapes
+    python benchmark/suites/manipulation.py drqv2_pieg --env-id reach-site --seed 2    # the script's flags
     python benchmark/suites/manipulation.py algos/mine.py      # your copy of drqv2_pieg or sac_sam_reset
     python benchmark/suites/manipulation.py drqv2_pieg --resume runs/<folder>
     python benchmark/suites/manipulation.py test runs/<folder>        # 100 episodes of each shape
@@ -95,7 +95,7 @@ def scale(element, factor, *names):
 
 
 def make(task, variant, seed, size, training):
-    return Jaco(task, SHAPES[variant], seed, size)
+    return Jaco(task.replace("-", "_"), SHAPES[variant], seed, size)
 
 
 def check(variants):
@@ -104,7 +104,8 @@ def check(variants):
             common.fail(f"no shape {name!r}, there are: {' '.join(SHAPES)}")
 
 
-SUITE = pixels.Suite("manipulation", __doc__, {"reach": "duplo site"}, tuple(SHAPES), "return", make, check)
+TASKS = ("reach-duplo", "reach-site")
+SUITE = pixels.Suite("manipulation", __doc__, TASKS, tuple(SHAPES), "return", make, check)
 
 
 def seams(script, about):
