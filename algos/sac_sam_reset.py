@@ -47,8 +47,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-# Before torch is imported: glibc returns freed memory to the kernel, and getting it back takes up to half the time on a
-# CPU. Here it keeps the memory (M_MMAP_THRESHOLD is -3, M_TRIM_THRESHOLD is -1; an old glibc refuses the first).
+# Before torch is imported. glibc returns freed memory to the kernel; getting it back takes up to half the time.
+# M_MMAP_THRESHOLD (-3) and M_TRIM_THRESHOLD (-1) make it keep the memory; an old glibc refuses the first.
 if sys.platform == "linux" and ctypes.CDLL(None).mallopt(-3, 2**30):
     ctypes.CDLL(None).mallopt(-1, 2**31 - 1)
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
@@ -97,7 +97,7 @@ class Args:
     exp_name: str = Path(__file__).stem  # part of the run folder's name
     runs_dir: str = "runs"  # where run folders are made
     resume: str | None = None  # run folder to continue
-    exact_every: int = 10_000  # steps between bit-for-bit checkpoints, where environments start afresh (0: never)
+    exact_every: int = 10_000  # steps between bit-for-bit checkpoints and fresh environments (0: never)
     save_minutes: float = 5.0  # minutes between the checkpoints in between (0: none)
     cuda: bool = True  # use a GPU if there is one
     cuda_required: bool = False  # refuse to run without a GPU
@@ -110,7 +110,7 @@ class Args:
 
 
 # ---- 3. Environments ----
-# The tasks of dm_control's suite without lqr, which has no time limit and whose actions have no bounds.
+# dm_control's suite without lqr, which has no time limit and no bounds of actions.
 TASKS = """
     acrobot-swingup acrobot-swingup_sparse ball_in_cup-catch cartpole-balance cartpole-balance_sparse cartpole-swingup
     cartpole-swingup_sparse cartpole-two_poles cartpole-three_poles cheetah-run dog-stand dog-walk dog-trot dog-run
@@ -121,56 +121,56 @@ TASKS = """
     reacher-easy reacher-hard stacker-stack_2 stacker-stack_4 swimmer-swimmer6 swimmer-swimmer15 walker-stand
     walker-walk walker-run
 """
-# Frames per step where not 2: of DMC-M, the paper's eleven tasks (10.2; reference code: train_pixels.py:41-48), then
-# those of PlaNet's tasks.
+# Frames per step where not 2: in the paper's eleven tasks (10.2, train_pixels.py:41-48), then in PlaNet's.
 ACTION_REPEAT = {"cheetah-run": 4, "reacher-easy": 4, "cartpole-swingup": 8, "ball_in_cup-catch": 4}
-# rho where not 0.01, as in PLASTIC's dmc/train_pixels.py:55. The paper's text makes quadruped the exception instead.
+# rho where not 0.01. Reference code: PLASTIC's dmc/train_pixels.py:55; the paper's text says quadruped instead.
 SAM_RHO = {"cheetah-run": 0.002}
 FRAMES = 2_000_000  # frames of a run. Paper: 7.4
 
 
 def task_of(env_id):
-    """A task's name: "finger-turn_hard" also for finger_turn_hard and finger-turn-hard. Errors: ValueError."""
-    names = {task.lower().replace("-", "_"): task for task in TASKS.split()}
+    """finger-turn_hard, also for finger_turn_hard and finger-turn-hard. Errors: ValueError."""
+    tasks = TASKS.split()
+    names = {task.lower().replace("-", "_"): task for task in tasks}
     name = env_id.lower().replace("-", "_")
     if name not in names:
         nearest = names[difflib.get_close_matches(name, names, n=1, cutoff=0)[0]]
-        raise ValueError(f"{env_id}: no such task, {nearest} is nearest of {' '.join(TASKS.split())}")
+        raise ValueError(f"{env_id}: no such task, {nearest} is nearest of {' '.join(tasks)}")
     return names[name]
 
 
 @cache
 def import_suite():
-    """dm_control's suite with a renderer that works here. MuJoCo reads MUJOCO_GL once, when it is imported."""
-    if sys.platform != "darwin":  # macOS has one renderer, and needs no MUJOCO_GL
-        os.environ["MUJOCO_GL"] = working_renderer()
-    from dm_control import suite
+    """dm_control's suite with a renderer that works here: what MUJOCO_GL says, or the first that does.
 
-    return suite
-
-
-def working_renderer():
-    """What MUJOCO_GL says, or the first of EGL and OSMesa that can render here."""
+    MuJoCo reads MUJOCO_GL when it is imported.
+    """
     probe = "import mujoco as m; c = m.GLContext(8, 8); c.make_current()"
     probe += "; m.MjrContext(m.MjModel.from_xml_string('<mujoco/>'), 100); c.free()"
+    names, advice = ["egl", "osmesa"], "on Debian or Ubuntu: apt-get install libegl1 libgl1-mesa-dri"
+    if sys.platform == "darwin":
+        names, advice = ["glfw"], "on a Mac, log in at the screen"
     wanted = os.environ.get("MUJOCO_GL")
-    for name in [wanted] if wanted else ["egl", "osmesa"]:
-        environment = {**os.environ, "MUJOCO_GL": name}
-        if subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True).returncode == 0:
-            return name
+    for name in [wanted] if wanted else names:
+        about = {"env": {**os.environ, "MUJOCO_GL": name}, "capture_output": True}
+        if subprocess.run([sys.executable, "-c", probe], **about).returncode == 0:
+            os.environ["MUJOCO_GL"] = name
+            from dm_control import suite
+
+            return suite
     if wanted:
-        fail(f"MUJOCO_GL={wanted} cannot render here; without it, egl and osmesa are tried")
-    fail("nothing to render with; on Debian or Ubuntu: apt-get install libegl1 libgl1-mesa-dri")
+        fail(f"MUJOCO_GL={wanted} cannot render here; without it, the script tries {' and '.join(names)}")
+    fail(f"nothing to render with; {advice}")
 
 
 def make_envs(args, split, start=0):
-    """Vector environments seeded by (args.seed, split, start): N tasks. "test" differs from "train" by its seeds alone.
+    """N environments seeded by (args.seed, split, start). "test" differs from "train" by its seeds alone.
 
-    reset() -> obs uint8 [N, 3, 64, 64], the last three frames in gray, the first frame three times; info.
-    step(actions float32 [N, A] in -1..1) -> obs, reward float32 [N], the sum over args.action_repeat frames,
-    terminated bool [N], truncated bool [N] (by the time limit), info.
-    The step that ends an episode returns the next episode's first observation. Each step returns a new array.
-    info["final_obs"] [N, 3, 64, 64]: like obs, but of an episode that ended with the step its last observation.
+    reset() -> obs uint8 [N, 3, 64, 64], the last three frames in gray, or the first frame three times; info.
+    step(actions float32 [N, A] in -1..1) -> obs, reward float32, terminated bool, truncated bool, all [N], info.
+    The reward is the sum over args.action_repeat frames; the time limit truncates.
+    The step that ends an episode returns the next episode's first observation, in a new array.
+    info["final_obs"]: like obs, but with the last observation of each episode that ended with the step.
     info["episodes"]: (environment, return, length) of the episodes that ended with the step.
     """
     suite = import_suite()
@@ -182,7 +182,7 @@ def make_envs(args, split, start=0):
 
 
 class ControlEnvs:
-    """dm_control's environments with stacks of gray frames and repeated actions, as `make_envs` describes them."""
+    """dm_control's environments with stacks of gray frames and repeated actions, for `make_envs`."""
 
     def __init__(self, envs, repeat, camera):
         import gymnasium as gym
@@ -217,7 +217,8 @@ class ControlEnvs:
             episodes.append((int(n), float(self.returns[n]), int(self.lengths[n])))
             self.returns[n], self.lengths[n] = 0, 0
             self.obs[n] = self.first(self.envs[n])
-        return self.obs, rewards, terminated, truncated, {"final_obs": final_obs, "episodes": episodes}
+        info = {"final_obs": final_obs, "episodes": episodes}
+        return self.obs, rewards, terminated, truncated, info
 
     def first(self, env):
         """Begins an episode; its first observation."""
@@ -225,7 +226,7 @@ class ControlEnvs:
         return np.stack([self.frame(env)] * 3)
 
     def frame(self, env):
-        """uint8 [64, 64]. Reference code: wrappers/rgb2gray.py, the fractions of gray are cut off."""
+        """uint8 [64, 64]. Reference code: wrappers/rgb2gray.py cuts fractions off."""
         pixels = env.physics.render(64, 64, camera_id=self.camera)
         return np.dot(pixels, [0.299, 0.587, 0.114]).astype(np.uint8)
 
@@ -256,10 +257,10 @@ class Agent(nn.Module):
 
 
 class Encoder(nn.Sequential):
-    """Layers that can run in bf16, on pictures turned by half a turn. [B, 3, 64, 64] in 0..1 -> float32 [B, 4096].
+    """Layers that can run in bf16. [B, 3, 64, 64] in 0..1 -> float32 [B, 4096].
 
-    Careful: at stride 2 Flax's SAME pads right and below only; padding=1 has an effect left and above only. With
-    pictures and kernels turned by half a turn the two are the same. A padding layer would take a fifth of the time.
+    Careful: Flax's SAME pads right and below at stride 2; padding=1 has an effect left and above only. On images
+    turned by half a turn the two are the same. A padding layer would take a fifth of the time.
     """
 
     def __init__(self, *layers, bf16):
@@ -291,7 +292,8 @@ class Actor(nn.Module):
         super().__init__()
         self.project = projection(n_in)  # [B, 50]
         self.head = mlp(50, 2 * num_actions)
-        mean, log_std = self.head[-1].weight.data.chunk(2)  # Reference code: two layers of gains sqrt 2 and 1
+        # Reference code: two layers, of gains sqrt 2 and 1.
+        mean, log_std = self.head[-1].weight.data.chunk(2)
         nn.init.orthogonal_(mean, 2**0.5)
         nn.init.orthogonal_(log_std, 1.0)
 
@@ -311,7 +313,7 @@ def projection(n_in):
 
 
 def mlp(n_in, n_out):
-    """[B, n_in] -> [B, n_out]. Reference code: networks/common.py, gain sqrt 2 in every layer, the last one too."""
+    """[B, n_in] -> [B, n_out]. Reference code: networks/common.py, gain sqrt 2 also in the last layer."""
     first = orthogonal(nn.Linear(n_in, 256), 2**0.5)
     second = orthogonal(nn.Linear(256, 256), 2**0.5)
     last = orthogonal(nn.Linear(256, n_out), 2**0.5)
@@ -327,12 +329,12 @@ def orthogonal(layer, gain):
 
 def to_pixels(obs):
     """uint8 [B, C, H, W] -> float32 [B, C, H, W] in 0..1, in the layout of the convolutions."""
-    return obs.contiguous(memory_format=torch.channels_last).float() / 255  # moving bytes is cheaper than floats
+    return obs.contiguous(memory_format=torch.channels_last).float() / 255  # moves bytes, not floats
 
 
 @torch.no_grad()
 def act(agent, obs, normal=None):
-    """Actions in -1..1: a sample, or without noise the mode. uint8 [B, 3, 64, 64], [B, A] -> dict of [B, A]."""
+    """A sample, or without noise the mode. uint8 [B, 3, 64, 64], normal noise [B, A] -> dict of [B, A]."""
     mean, log_std = agent.actor(agent.encoder(to_pixels(obs)))
     if normal is None:
         return {"actions": mean.tanh()}
@@ -363,10 +365,9 @@ def sam_restore(params, saved):
 
 @torch.no_grad()
 def reset_agent(agent, target, optimizer, fresh):
-    """Writes a fresh agent over all but the encoder and its Adam. Paper: 5.1. Reference code: train_pixels.py:238-274.
+    """Writes a fresh agent over all but the encoder and its Adam. Paper: 5.1; train_pixels.py:238-274.
 
-    Careful: projections and temperature are drawn anew too; the target critic gets the online one's new weights, but
-    keeps its own, older encoder.
+    Careful: projections and temperature are fresh too. The target gets the same fresh critic, but keeps its encoder.
     """
     learned = [*agent.critic.parameters(), *agent.actor.parameters(), agent.log_alpha]
     new = [*fresh.critic.parameters(), *fresh.actor.parameters(), fresh.log_alpha]
@@ -384,9 +385,9 @@ def forget_moments(optimizer, params):
 
 
 def squashed_gaussian(mean, log_std, normal):
-    """A sample a = tanh(mean + std normal) and the log of its density. [B, A] x 3 -> [B, A], [B]. Paper: SAC, eq. 21.
+    """A sample tanh(mean + std normal) and its log density. [B, A] x 3 -> [B, A], [B]. Paper: SAC, eq. 21.
 
-    Careful: log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)), which stays finite where tanh rounds to 1.
+    Careful: log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)) stays finite where tanh rounds to 1.
     """
     u = mean + log_std.exp() * normal
     log_density = -0.5 * normal.square() - log_std - 0.5 * math.log(2 * math.pi)  # of u
@@ -394,9 +395,9 @@ def squashed_gaussian(mean, log_std, normal):
 
 
 def critic_targets(rewards, bootstrap, next_q, next_log_probs, alpha):
-    """r + gamma (min Q' - alpha log pi). [B], [B], [2, B], [B], [] -> [B]. bootstrap: gamma, or 0 after a failure.
+    """r + gamma (min Q' - alpha log pi). [B], [B], [2, B], [B], [] -> [B]. Paper: arXiv:1812.05905, eq. 3, 5.
 
-    A time limit is no failure, so it is bootstrapped. Paper: SAC, arXiv:1812.05905, eq. 3 and 5.
+    bootstrap: gamma, or 0 after a failure. A time limit is no failure.
     """
     return rewards + bootstrap * (next_q.amin(0) - alpha * next_log_probs)
 
@@ -418,26 +419,27 @@ PAD = 4  # an image is shifted by at most so many pixels
 
 
 class Replay:
-    """The newest transitions of a run, on the training device. Frames are kept once; `gather` builds the stacks.
+    """The newest transitions of a run, on the training device. Frames are kept once.
 
-    Row i: the newest frame of observation i, the row where its episode began, the action, its reward, whether the
-    episode failed with it. The last observation of an episode has a row too, whose action means nothing. Row `size` is
-    the observation under way. Row i lies at i modulo the capacity, and in the file at i.
+    Row i: the newest frame of observation i, the row where its episode began, the action, its reward, whether
+    the episode failed with it. An episode's last observation has a row too, whose action means nothing. Row
+    `size` is the observation under way. Row i lies at i modulo the capacity, and in the file at i.
     """
 
     def __init__(self, capacity, obs_shape, num_actions, args, device, path):
         self.args, self.device, self.path, self.frames_per_stack = args, device, path, obs_shape[0]
-        fields = [("frames", np.uint8, obs_shape[1:]), ("starts", np.int64), ("actions", np.float32, (num_actions,))]
-        self.row = np.dtype([*fields, ("rewards", np.float32), ("dones", bool)])  # as in the file at `path`
+        fields = [("frames", np.uint8, obs_shape[1:]), ("starts", np.int64), ("rewards", np.float32)]
+        fields += [("actions", np.float32, (num_actions,)), ("dones", bool)]
+        self.row = np.dtype(fields)  # as in the file at `path`
         self.rows = {}
         for name in self.row.names:
             self.rows[name] = torch.from_numpy(np.zeros(capacity, self.row[name])).to(device)
-        self.whole = np.zeros(capacity, bool)  # rows that can be sampled; on the CPU, so that nothing waits for a GPU
+        self.whole = np.zeros(capacity, bool)  # rows that can be sampled, known without asking a GPU
         self.size = self.start = 0  # start: where this episode began
         self.saved = 0  # rows in the file, without the one under way
 
     def begin(self, frame):
-        """The first observation of an episode. One that was interrupted ends here as if by a time limit."""
+        """The first observation of an episode. An interrupted one ends here as if by a time limit."""
         if self.start < self.size:
             self.size += 1
         self.start = self.size
@@ -473,11 +475,12 @@ class Replay:
         obs, next_obs = self.rows["frames"][stacks % capacity].chunk(2)
         actions, rewards = self.rows["actions"][index % capacity], self.rows["rewards"][index % capacity]
         bootstrap = self.args.gamma * ~self.rows["dones"][index % capacity]
-        return {"obs": obs, "next_obs": next_obs, "actions": actions, "rewards": rewards, "bootstrap": bootstrap}
+        batch = {"obs": obs, "next_obs": next_obs, "actions": actions}
+        return {**batch, "rewards": rewards, "bootstrap": bootstrap}
 
     def state_dict(self):
         """Appends the new rows to the file and flushes them to disk; returns all the rest."""
-        first = max(self.saved, self.size + 1 - len(self.whole))  # rows that were overwritten unsaved leave a hole
+        first = max(self.saved, self.size + 1 - len(self.whole))  # rows lost before a save leave a hole
         places = torch.arange(first, self.size + 1, device=self.device) % len(self.whole)
         rows = np.empty(len(places), self.row)
         for name, values in self.rows.items():
@@ -486,7 +489,7 @@ class Replay:
             sys.exit(f"error: a reward is not finite; {self.path} is as it was")
         self.path.touch()
         with open(self.path, "r+b") as file:
-            # The row that was under way at the last save stays in the file at all times: its checkpoint needs it.
+            # The row that was under way at the last save is always in the file: its checkpoint needs it.
             file.truncate((self.saved + 1) * self.row.itemsize)  # what follows belongs to no checkpoint
             file.seek(first * self.row.itemsize)
             file.write(rows)
@@ -516,15 +519,16 @@ class Replay:
 def update(agent, target, optimizer, replay, draws, args):
     """One gradient step of critic, actor and temperature, and the target's step -> dict of detached [].
 
-    draws: rows [B] of the replay, offsets [2, B, 2] of observations and next ones, normal [2, B, A], the noise of the
-    actions in the same order. SAM's two passes share all of it, and the critic's targets. Reference code: the order.
+    draws: rows [B] of the replay, offsets [2, B, 2] of observations and next ones, and for the actions in both
+    normal [2, B, A]. SAM's two passes share all of it, and the targets. Reference code: the order of the steps.
     """
     batch = replay.gather(draws["rows"])
     obs = to_pixels(random_shift(batch["obs"], draws["offsets"][0], PAD))
     next_obs = to_pixels(random_shift(batch["next_obs"], draws["offsets"][1], PAD))
     alpha = agent.log_alpha.detach().exp()
     with torch.no_grad():
-        next_actions, next_log_probs = squashed_gaussian(*agent.actor(agent.encoder(next_obs)), draws["normal"][1])
+        mean, log_std = agent.actor(agent.encoder(next_obs))
+        next_actions, next_log_probs = squashed_gaussian(mean, log_std, draws["normal"][1])
         next_q = target.critic(target.encoder(next_obs), next_actions)
         targets = critic_targets(batch["rewards"], batch["bootstrap"], next_q, next_log_probs, alpha)
     parts = {}
@@ -547,13 +551,14 @@ def update(agent, target, optimizer, replay, draws, args):
     def critic_loss():
         q = agent.critic(agent.encoder(obs), batch["actions"])  # [2, B]
         qf1_values, qf2_values = q.detach().mean(1)
-        return (q - targets).square().sum(0).mean(), {"qf1_values": qf1_values, "qf2_values": qf2_values}
+        about = {"qf1_values": qf1_values, "qf2_values": qf2_values}
+        return (q - targets).square().sum(0).mean(), about
 
     critic = [*agent.encoder.parameters(), *agent.critic.parameters()]
     descend("qf", critic_loss, critic, args.sam and args.sam_on != "actor")
     with torch.no_grad():
         torch._foreach_lerp_(list(target.parameters()), critic, args.tau)
-        hidden = agent.encoder(obs)  # Careful: the actor sees through the critic's new encoder, and never changes it.
+        hidden = agent.encoder(obs)  # Careful: the actor sees through the new encoder, and never changes it.
 
     def actor_loss():
         actions, log_probs = squashed_gaussian(*agent.actor(hidden), draws["normal"][0])
@@ -564,7 +569,7 @@ def update(agent, target, optimizer, replay, draws, args):
 
     def alpha_loss():
         alpha = agent.log_alpha.exp()
-        surplus = parts["entropy"] + draws["normal"].shape[-1]  # Paper: the target entropy is minus the actions' number
+        surplus = parts["entropy"] + draws["normal"].shape[-1]  # Paper: the target is minus A
         return alpha * surplus, {"alpha": alpha.detach()}
 
     descend("alpha", alpha_loss, [agent.log_alpha], False)  # with the entropy of the actor's last pass
@@ -573,11 +578,14 @@ def update(agent, target, optimizer, replay, draws, args):
 
 def stacked(rows):
     """A list of {name: tensor} -> {name: tensor [len(rows), ...]}."""
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    stacks = {}
+    for name in rows[0]:
+        stacks[name] = torch.stack([row[name] for row in rows])
+    return stacks
 
 
 class Captured:
-    """A function of tensors that returns {name: tensor}: if `on`, three plain calls, then one CUDA graph."""
+    """A function of tensors -> {name: tensor}. If `on`: three plain calls, then one CUDA graph."""
 
     def __init__(self, function, on):
         self.function, self.on, self.calls, self.graph = function, on, 0, None
@@ -600,31 +608,33 @@ class Captured:
         for own, given in zip(self.inputs, inputs, strict=True):
             own.copy_(given)
         self.graph.replay()
-        return {name: value.clone() for name, value in self.outputs.items()}  # each replay overwrites the outputs
+        return {name: value.clone() for name, value in self.outputs.items()}  # a replay overwrites the outputs
 
 
 # ---- 8. Training and evaluation ----
 def train(args, make_envs=make_envs, make_agent=Agent):
-    """Trains to args.total_timesteps and returns the agent. Pass your own factories to change suite or network."""
+    """Trains and returns the agent. Pass your own factories to change the environments or the network."""
     args, device = set_up_torch(check(args))
     run = Run(args)
     envs = make_envs(args, "train", run.step)
     obs_shape, num_actions = envs.single_observation_space.shape, envs.single_action_space.shape[0]
     seeds = np.random.SeedSequence(args.seed).generate_state(5).tolist()
     torch.manual_seed(seeds[0])
-    explore_rng, sample_rng, noise_rng, augment_rng = [torch.Generator().manual_seed(seed) for seed in seeds[1:]]
+    rngs = [torch.Generator().manual_seed(seed) for seed in seeds[1:]]
+    explore_rng, sample_rng, noise_rng, augment_rng = rngs
     agent = make_agent(envs, args).to(device)
     target = nn.ModuleDict({"encoder": agent.encoder, "critic": agent.critic})
     target = copy.deepcopy(target).requires_grad_(False)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=args.adam_eps, fused=True)
     try:
-        replay = Replay(args.buffer_size, obs_shape, num_actions, args, device, run.folder / "replay.bin")
+        path = run.folder / "replay.bin"
+        replay = Replay(args.buffer_size, obs_shape, num_actions, args, device, path)
     except (MemoryError, RuntimeError) as error:
         fail(f"--buffer-size {args.buffer_size}: {str(error).splitlines()[0]}")
-    run.parts = {"agent": agent, "target": target, "optimizer": optimizer, "replay": replay}
-    run.parts.update(explore_rng=explore_rng, sample_rng=sample_rng, noise_rng=noise_rng, augment_rng=augment_rng)
-    run.parts["torch_rng"] = torch.default_generator  # draws the fresh networks of resets
-    run.restore()
+    parts = {"agent": agent, "target": target, "optimizer": optimizer, "replay": replay}
+    parts.update(explore_rng=explore_rng, sample_rng=sample_rng, noise_rng=noise_rng)
+    parts.update(augment_rng=augment_rng, torch_rng=torch.default_generator)
+    run.restore(parts)
     graphs = args.cuda_graphs and device.type == "cuda"
     optimizer.param_groups[0]["capturable"] = graphs  # the checkpoint's may be of another device
 
@@ -646,7 +656,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     with run:
         while True:
             last = run.step >= args.total_timesteps
-            if run.evaluation_due():  # at the top, so that an interrupted one is made after a resume
+            if run.evaluation_due():  # also after a resume, if it was interrupted
                 episodes = args.final_eval_episodes if last else args.eval_episodes
                 run.log(compare([agent], replace(args, eval_episodes=episodes), make_envs, run.tick))
                 run.evaluated = run.step
@@ -686,14 +696,15 @@ def train(args, make_envs=make_envs, make_agent=Agent):
                 run.log({"charts/episodic_return": episode_return, "charts/episodic_length": length})
             exact = ended and run.passed(args.exact_every, run.exact_step)
             if exact or run.step % 1000 == 0 or run.step >= args.total_timesteps:
-                run.log({"charts/reward": sum(rewards) / len(rewards), "charts/frames": args.action_repeat * run.step})
+                run.log({"charts/reward": sum(rewards) / len(rewards)})
+                run.log({"charts/frames": args.action_repeat * run.step})
                 run.log({"charts/SPS": len(rewards) / seconds})
                 if losses:
                     for key, value in stacked(losses).items():
                         run.log({f"losses/{key}": value.mean().item()})
                 rewards, losses, seconds = [], [], 0.0
             run.tick(1)
-            if exact:  # in every run, or a resumed one would differ
+            if exact:  # in every run, resumed or not
                 envs.close()
                 envs = make_envs(args, "train", run.step)
                 obs, _ = envs.reset()
@@ -707,9 +718,9 @@ def train(args, make_envs=make_envs, make_agent=Agent):
 
 
 def evaluate(agent, args, make_envs, split, tick=lambda: None):
-    """Returns [args.eval_episodes] of greedy episodes drawn by args.eval_seed. Touches no random stream of training.
+    """Returns [args.eval_episodes] of greedy episodes, drawn by args.eval_seed.
 
-    Reference code: evaluation.py, the mode of the distribution.
+    Reference code: evaluation.py, the mode of the distribution. No random stream of training is touched.
     """
     envs = make_envs(replace(args, seed=args.eval_seed, num_envs=1), split)
     device, returns = next(agent.parameters()).device, []
@@ -735,34 +746,39 @@ def compare(agents, args, make_envs, tick=lambda: None):
 class Run:
     """A run: its step, its folder, the `parts` that its checkpoints hold, its log and its progress bar.
 
-    Environments cannot be saved: they start afresh after a resume, and in every run at multiples of --exact-every. So a
-    run resumed from such a point repeats the uninterrupted one bit for bit; from any other point it continues.
+    Environments cannot be saved. They start afresh after a resume, and in every run at multiples of
+    --exact-every. A run resumed from such a point repeats the uninterrupted one bit for bit.
     """
 
     def __init__(self, args):
-        self.args, self.parts, self.handlers, self.stop = args, {}, {}, 0
+        self.args, self.handlers, self.stop = args, {}, 0
         name = f"{args.env_id}__{args.exp_name}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
         self.folder = Path(args.resume or Path(args.runs_dir) / name)
         self.about = describe(args)
         self.state = {"step": 0, "evaluated": 0, "exact_step": 0, "exact": True, "metrics_bytes": 0}
         if args.resume:
             self.state = load_checkpoint(self.folder)
-            saved, now = self.state["about"], self.about
-            changed = {name: value for name, value in now["args"].items() if value != saved["args"].get(name)}
-            for name in changed:
-                if not name.startswith(MAY_CHANGE):
-                    fail(f"--{name.replace('_', '-')} is {saved['args'].get(name)} in that run and stays so")
-            now["sessions"][0]["changed"] = changed
-            self.about = {**saved, "args": now["args"], "sessions": saved["sessions"] + now["sessions"]}
-        self.step, self.evaluated = self.state["step"], self.state["evaluated"]  # now, and at the last evaluation
-        self.exact_step, self.exact = self.state["exact_step"], self.state["exact"]  # exact: nothing happened since
+            saved, session = self.state["about"], self.about["sessions"][0]
+            for name, value in self.about["args"].items():
+                before = saved["args"][name]
+                if value != before:
+                    session["changed"][name] = value
+                    if not name.startswith(MAY_CHANGE):
+                        fail(f"--{name.replace('_', '-')} is {before} in that run and stays so")
+            sessions = [*saved["sessions"], session]
+            self.about = {**saved, "args": self.about["args"], "sessions": sessions}
+        self.step = self.state["step"]  # steps of each agent
+        self.evaluated = self.state["evaluated"]  # step of the last evaluation
+        self.exact_step = self.state["exact_step"]  # step at which environments started afresh
+        self.exact = self.state["exact"]  # nothing was played or learned since then
         if self.step >= args.total_timesteps and not self.evaluation_due():
             fail(f"{self.folder} is finished at step {self.step}: raise --total-timesteps")
 
-    def restore(self):
-        """Puts what the checkpoint holds into the parts."""
+    def restore(self, parts):
+        """Takes what checkpoints hold; if the run is resumed, gives these parts their state back."""
+        self.parts = parts
         if self.args.resume:
-            for name, part in self.parts.items():
+            for name, part in parts.items():
                 load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
                 load(self.state[name])
             before, now = self.about["sessions"][-2:]
@@ -771,7 +787,7 @@ class Run:
             print(f"step {self.step}: {how}", flush=True)
 
     def __enter__(self):
-        """Opens the run's files. From here on, a signal ends the run at its next tick, with a checkpoint."""
+        """Opens the files. From here on, a signal ends the run at its next tick, with a checkpoint."""
         try:
             self.folder.mkdir(parents=True, exist_ok=bool(self.args.resume))
             self.metrics = open(self.folder / "metrics.csv", "a", buffering=1)
@@ -780,7 +796,7 @@ class Run:
             why = "another process is running it" if isinstance(error, BlockingIOError) else error.strerror
             fail(f"{self.folder} cannot be written: {why}")
         if self.args.resume:  # what was logged after the checkpoint is done again
-            self.metrics.truncate(min(self.state["metrics_bytes"], os.path.getsize(self.metrics.name)))
+            self.metrics.truncate(self.state["metrics_bytes"])
         else:
             self.metrics.write("step,key,value\n")
             shutil.copy(__file__, self.folder)
@@ -794,10 +810,9 @@ class Run:
             self.wandb = wandb.init(**about, resume="allow", sync_tensorboard=True)
         self.events = SummaryWriter(str(self.folder), purge_step=self.step + 1)
         self.saved_at = time.monotonic()
-        steps = {"initial": self.step, "total": self.args.total_timesteps, "unit": "step", "unit_scale": True}
-        self.bar = tqdm(**steps, dynamic_ncols=True, disable=not sys.stderr.isatty())
-        if threading.current_thread() is threading.main_thread():  # Python takes no handlers elsewhere
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # SIGUSR1: Slurm's time limit is near
+        self.bar = tqdm(initial=self.step, total=self.args.total_timesteps, unit_scale=True, disable=None)
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # SIGUSR1: Slurm's time is nearly over
                 self.handlers[number] = signal.signal(number, self.on_signal)
 
     def __exit__(self, *_):
@@ -814,33 +829,38 @@ class Run:
         signal.signal(number, self.handlers[number])
 
     def tick(self, steps=0):
-        """Counts steps that were played or learned from. The state is whole here, so here a signal ends the run."""
+        """Counts steps played or learned from. The state is whole here, so here a signal ends the run."""
         self.exact = self.exact and steps == 0
         self.bar.update(steps)
         if self.stop:
             self.save()
-            print(f"stopped by {signal.Signals(self.stop).name}; continue with --resume {self.folder}", flush=True)
+            name = signal.Signals(self.stop).name
+            print(f"stopped by {name}; continue with --resume {self.folder}", flush=True)
             sys.exit(128 + self.stop)
 
     def log(self, values):
-        """Writes {key: number} to metrics.csv and TensorBoard. A number that is not finite ends the program."""
+        """Writes {key: number} to metrics.csv and TensorBoard. One that is not finite ends the program."""
         for key, value in values.items():
             if not np.isfinite(value):
-                sys.exit(f"error: {key} is {value} at step {self.step}; {self.folder}/checkpoint.pt is from before it")
+                self.fail(f"{key} is {value}")
             self.metrics.write(f"{self.step},{key},{value}\n")
             self.events.add_scalar(key, value, self.step)
         if "charts/episodic_return" in values:
-            self.bar.set_postfix_str(f"return {values['charts/episodic_return']:.2f}", refresh=False)
-            if self.bar.disable:  # there is no terminal
-                print(f"step {self.step} of {self.args.total_timesteps}: {self.bar.postfix}", flush=True)
+            text = f"return {values['charts/episodic_return']:.2f}"
+            self.bar.set_postfix_str(text, refresh=False)
+            if self.bar.disable:  # tqdm is silent where there is no terminal
+                print(f"step {self.step} of {self.args.total_timesteps}: {text}", flush=True)
+
+    def fail(self, what):
+        sys.exit(f"error: {what} at step {self.step}; {self.folder}/checkpoint.pt is from before it")
 
     def passed(self, every, last):
         """Whether a multiple of `every` (0: never) was passed since the step `last`."""
         return every > 0 and self.step // every > last // every
 
     def evaluation_due(self):
-        last = self.args.eval_every > 0 and self.step >= self.args.total_timesteps and self.step > self.evaluated
-        return last or self.passed(self.args.eval_every, self.evaluated)
+        every, last = self.args.eval_every, self.step >= self.args.total_timesteps
+        return self.passed(every, self.evaluated) or (last and every > 0 and self.step > self.evaluated)
 
     def save_due(self):
         late = time.monotonic() > self.saved_at + 60 * self.args.save_minutes
@@ -853,10 +873,12 @@ class Run:
         state = {"script": Path(__file__).stem, "step": self.step, "evaluated": self.evaluated}
         state.update(exact=self.exact, exact_step=self.exact_step)
         for name, part in self.parts.items():
-            state[name] = part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
-            numbers = [value for value in tree_leaves(state[name]) if isinstance(value, torch.Tensor | float)]
-            if not all(torch.as_tensor(value).isfinite().all() for value in numbers):
-                sys.exit(f"error: {name} is not finite at step {self.step}; {self.folder}/checkpoint.pt is from before")
+            save = part.get_state if isinstance(part, torch.Generator) else part.state_dict
+            state[name] = save()
+            for value in tree_leaves(state[name]):
+                number = isinstance(value, torch.Tensor | float)
+                if number and not torch.as_tensor(value).isfinite().all():
+                    self.fail(f"{name} is not finite")
         os.fsync(self.metrics.fileno())
         state["metrics_bytes"] = os.path.getsize(self.metrics.name)
         buffer = io.BytesIO()
@@ -901,14 +923,14 @@ def load_agents(args, state, make_envs=make_envs, make_agent=Agent):
 
 
 def describe(args):
-    """What args.json says: all that it takes to make the run again. `sessions` has an entry for each start."""
+    """What args.json says: all that it takes to make the run again, with a session for each start."""
 
     def shell(command):
         folder = Path(__file__).resolve().parent
         return subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True).stdout.strip()
 
-    gpu = torch.cuda.get_device_name() if args.cuda and torch.cuda.is_available() else None
     cpu = shell("lscpu | sed -n 's/^Model name: *//p'") or shell("sysctl -n machdep.cpu.brand_string")
+    gpu = torch.cuda.get_device_name() if args.cuda and torch.cuda.is_available() else None
     about = {
         "command": sys.argv,
         "commit": shell("git describe --always --dirty --abbrev=40 --exclude '*'"),
@@ -916,7 +938,8 @@ def describe(args):
         "python": platform.python_version(),
         "packages": {package.name: package.version for package in distributions()},
     }
-    return {**about, "args": json.loads(json.dumps(asdict(args))), "sessions": [{**about, "changed": {}}]}
+    session = {**about, "changed": {}}  # changed: the arguments that a resume changed
+    return {**about, "args": json.loads(json.dumps(asdict(args))), "sessions": [session]}
 
 
 def set_up_torch(args):
@@ -924,24 +947,26 @@ def set_up_torch(args):
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     if args.precision == "auto":
         args = replace(args, precision="tf32" if device.type == "cuda" else "fp32")
-    print(f"{args.precision} on {torch.cuda.get_device_name() if device.type == 'cuda' else 'the CPU'}", flush=True)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "the CPU"
+    print(f"{args.precision} on {name}", flush=True)
     torch.backends.cudnn.conv.fp32_precision = "tf32" if args.precision == "tf32" else "ieee"
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     torch.backends.cudnn.benchmark = not args.torch_deterministic
     torch.use_deterministic_algorithms(args.torch_deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory that was not written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads it
     return args, device
 
 
-# Beginnings of the names of arguments that a resumed run may change: nothing that is learned depends on them.
+# Arguments that a resumed run may change begin with these: nothing that is learned depends on them.
 MAY_CHANGE = ("resume", "total_timesteps", "eval_", "final_eval_", "save_", "runs_dir", "cuda", "track", "wandb_")
-POSITIVE = ("num_envs", "replay_ratio", "learning_starts", "batch_size", "eval_episodes", "final_eval_episodes")
-SMALLEST = dict.fromkeys(POSITIVE, 1) | {"initial_alpha": 1e-6, "buffer_size": 8}
+POSITIVE = ("replay_ratio", "num_envs", "learning_starts", "batch_size")
+POSITIVE += ("eval_episodes", "final_eval_episodes")
+SMALLEST = {**dict.fromkeys(POSITIVE, 1), "initial_alpha": 1e-6, "buffer_size": 8}
 LARGEST = dict.fromkeys(("gamma", "tau", "num_envs"), 1)
 
 
 def check(args):
-    """The arguments in one spelling, with the task's values where they are 0; or the program ends with one line."""
+    """The arguments in one spelling. Ends the program with one line if one of them makes no sense."""
     for name, value in vars(args).items():
         low, high = SMALLEST.get(name, 0), LARGEST.get(name, sys.maxsize)
         if isinstance(value, int | float) and not low <= value <= high:
@@ -952,7 +977,6 @@ def check(args):
         fail(f"--env-id {error}")
     repeat = args.action_repeat or ACTION_REPEAT.get(task, 2)
     steps = args.total_timesteps or FRAMES // repeat
-    rho = args.sam_rho or SAM_RHO.get(task, 0.01)
     size, room = 64 * 64 * steps, room_on_disk(Path(args.resume or args.runs_dir))
     if size > room:
         fail(f"--total-timesteps: {size >> 20} MB of replay do not fit into {room >> 20} MB of disk")
@@ -962,7 +986,8 @@ def check(args):
         fail("--cuda-required: torch finds no GPU here")
     if args.track and find_spec("wandb") is None:
         fail("--track: pip install wandb")
-    return replace(args, env_id=task, action_repeat=repeat, sam_rho=rho, total_timesteps=steps)
+    rho = args.sam_rho or SAM_RHO.get(task, 0.01)
+    return replace(args, env_id=task, action_repeat=repeat, total_timesteps=steps, sam_rho=rho)
 
 
 def room_on_disk(folder):
@@ -993,7 +1018,7 @@ def main(flags=None, make_envs=make_envs, make_agent=Agent):
 
 
 if __name__ == "__main__":
-    threading.excepthook = lambda _: None  # on a full disk TensorBoard's thread fails too; one line is enough
+    threading.excepthook = lambda _: None  # TensorBoard's thread fails on a full disk too
     try:
         main()
     except OSError as error:
