@@ -141,26 +141,26 @@ def task_of(env_id):
 
 @cache
 def import_suite():
-    """dm_control's suite with a renderer that works here. MuJoCo reads MUJOCO_GL when it is imported."""
-    if sys.platform != "darwin":  # macOS has one renderer, and needs no MUJOCO_GL
-        os.environ["MUJOCO_GL"] = working_renderer()
-    from dm_control import suite
+    """dm_control's suite with a renderer that works here: what MUJOCO_GL says, or the first that does.
 
-    return suite
-
-
-def working_renderer():
-    """What MUJOCO_GL says, or the first of EGL and OSMesa that can render here."""
+    MuJoCo reads MUJOCO_GL when it is imported.
+    """
     probe = "import mujoco as m; c = m.GLContext(8, 8); c.make_current()"
     probe += "; m.MjrContext(m.MjModel.from_xml_string('<mujoco/>'), 100); c.free()"
+    names, advice = ["egl", "osmesa"], "on Debian or Ubuntu: apt-get install libegl1 libgl1-mesa-dri"
+    if sys.platform == "darwin":
+        names, advice = ["glfw"], "on a Mac, log in at the screen"
     wanted = os.environ.get("MUJOCO_GL")
-    for name in [wanted] if wanted else ["egl", "osmesa"]:
+    for name in [wanted] if wanted else names:
         about = {"env": {**os.environ, "MUJOCO_GL": name}, "capture_output": True}
         if subprocess.run([sys.executable, "-c", probe], **about).returncode == 0:
-            return name
+            os.environ["MUJOCO_GL"] = name
+            from dm_control import suite
+
+            return suite
     if wanted:
-        fail(f"MUJOCO_GL={wanted} cannot render here; without it, egl and osmesa are tried")
-    fail("nothing to render with; on Debian or Ubuntu: apt-get install libegl1 libgl1-mesa-dri")
+        fail(f"MUJOCO_GL={wanted} cannot render here; without it, the script tries {' and '.join(names)}")
+    fail(f"nothing to render with; {advice}")
 
 
 def make_envs(args, split, start=0):
@@ -329,7 +329,7 @@ def orthogonal(layer, gain):
 
 def to_pixels(obs):
     """uint8 [B, C, H, W] -> float32 [B, C, H, W] in 0..1, in the layout of the convolutions."""
-    return obs.contiguous(memory_format=torch.channels_last).float() / 255  # moving bytes is cheaper than floats
+    return obs.contiguous(memory_format=torch.channels_last).float() / 255  # moves bytes, not floats
 
 
 @torch.no_grad()

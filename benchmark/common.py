@@ -102,8 +102,12 @@ def load_run(text, **changes):
     if "args" in state or not path.is_file():
         fail(f"{folder} is a run of another version of {path.name}")
     script = load_script(path)
+    values = about["args"] | changes
+    for key, value in values.items():
+        if isinstance(value, list):  # JSON has no tuples
+            values[key] = tuple(value)
     try:
-        args = script.Args(**about["args"] | changes)
+        args = script.Args(**values)
     except TypeError as error:
         fail(f"{folder} is a run of another version of {path.name}: {error}")
     make_envs, make_agent = seams(script, about)

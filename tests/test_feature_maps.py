@@ -4,9 +4,11 @@ import csv
 import json
 from types import SimpleNamespace
 
+import evaluate
 import feature_maps
 import numpy as np
 import pytest
+import record
 import torch
 import torch.nn as nn
 from runs import assert_refuses, run, tiny_run
@@ -46,7 +48,10 @@ def test_the_difference_is_of_normalised_maps():
 
 @pytest.mark.slow
 def test_runs_become_a_picture_and_a_table(tmp_path, monkeypatch):
-    """Two runs, one with each encoder, in the look that they were trained in and in another one."""
+    """Two runs, one with each encoder, in the look that they were trained in and in another one.
+
+    One of them is also filmed and evaluated there.
+    """
     keys = ("skybox_rgb", "grid_rgb1", "grid_rgb2", "self_rgb")
     colours = np.random.default_rng(0).random((100, len(keys), 3)).tolist()
     (tmp_path / "dmcgb").mkdir()
@@ -60,6 +65,19 @@ def test_runs_become_a_picture_and_a_table(tmp_path, monkeypatch):
     assert [row["encoder"] for row in rows] == ["drqv2_pieg, resnet18", "drqv2_pieg, drqv2"]
     assert all(row["states"] == "3" and 0 < float(row["difference"]) < 1 for row in rows)
     assert (tmp_path / "feature_maps.png").stat().st_size > 1000
+
+    films, data = [], ("--dmcgb-dir", tmp_path / "dmcgb", "--no-cuda")
+    monkeypatch.setattr(record, "LOOKS", ("test", "color_hard"))
+    monkeypatch.setattr(record, "write", lambda path, frames, fps: films.extend(frames))
+    flags = ["--split", "looks", "--columns", 1, "--scale", 1, "--steps", 2]
+    run(record, monkeypatch, folders[1], *flags, *data)
+    seen, other = films[0][:70], films[0][84:154]  # above the returns
+    assert films[0].shape == (168, 84, 3) and seen.std() > 5 and (seen != other).mean() > 0.2
+
+    run(evaluate, monkeypatch, folders[1], "--eval-modes", "color_hard", "--eval-episodes", 1, *data)
+    rows = list(csv.DictReader((folders[1] / "evaluation.csv").open()))
+    found = [(row["split"], row["episodes"], row["clips"]) for row in rows]
+    assert found == [("test", "1", "0"), ("color_hard", "1", "0")]
 
 
 def test_wrong_input_says_so_in_one_line(tmp_path, monkeypatch, capsys):
