@@ -1,22 +1,30 @@
 PYTHON ?= python3
 APT := apt-get
 
-.PHONY: train test install libraries dmcgb drawerworld
+.PHONY: train test test-all install libraries dmcgb drawerworld
 
 train: install
 	.venv/bin/python algos/mdpo.py --env-id bigfish $(ARGS)
 
+# Tests run in parallel, one thread per worker. What takes long has the mark `slow` and is only in `test-all`.
+PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(shell getconf _NPROCESSORS_ONLN) --dist worksteal
+
 test: install
-	@$(METAWORLD) || echo "warning: no Meta-World, so the tests of benchmark/drawerworld.py are skipped" >&2
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: install
+	@$(METAWORLD) || echo "warning: no Meta-World, so the tests of drawerworld.py are skipped" >&2
 	@$(SLURM) || echo "warning: no Slurm, so the tests of launch.py on one are skipped" >&2
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 install: libraries .venv/installed
 
-# What benchmark/drawerworld.py needs besides.
-METAWORLD = .venv/bin/python -m pip install --disable-pip-version-check --no-deps -r benchmark/requirements-drawerworld.txt
+# What benchmark/suites/drawerworld.py needs besides.
+METAWORLD = .venv/bin/python -m pip install --disable-pip-version-check --no-deps -r benchmark/suites/requirements-drawerworld.txt
 
 # A Slurm for the tests, on Debian as root; nothing of it is started but by them.
 SLURM = { command -v slurmctld && command -v munged; } >/dev/null || \
