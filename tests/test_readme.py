@@ -190,7 +190,7 @@ def short_form(path, argv):
 
 
 def is_evaluated(argv):
-    """Whether a command that trains says something about evaluations. In the others they are left out: they take long."""
+    """Whether a command that trains says something about evaluations. The others go without: they take long."""
     return any("--eval" in word or word == "--active-units" for word in argv)
 
 
@@ -198,8 +198,10 @@ def short_training(script, evaluated):
     """The flags of a script's row but for the task and its mode, which the command chooses."""
     flags = flags_of_row("mdpo" if script == "ppo_netrand" else script)
     flags = [*flags[flags.index("--total-timesteps") :], "--final-eval-episodes", "2"]
-    if script == "drq_sam_reset":
-        flags += ["--final-eval-episodes", "1"]  # a game of boxing takes its time
+    if script == "drq_sam_reset":  # a few updates, the first reset among them; and a game of boxing takes its time
+        flags += ["--total-timesteps", "512", "--final-eval-episodes", "1"]
+    if script in ("sac_sam_reset", "drqv2_pieg"):
+        flags += ["--total-timesteps", "30"]
     if script == "ppo_netrand":
         flags += ["--mc-samples", "1"]
     return [*flags, "--eval-every", "1000" if evaluated else "0"]  # 1000: after the last step alone
