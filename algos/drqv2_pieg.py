@@ -6,23 +6,23 @@
 #     "tqdm==4.70.1", "tyro==1.0.17",
 # ]
 # ///
-"""PIE-G on DeepMind Control, judged on scenes it never saw: DrQ-v2 that sees through the first layers of a ResNet, as
-ImageNet left them. A projection learns to read their features. The critic learns from each frame as it is and from the
-same frame under another picture. DMC-GB's five looks of the suite are inside (`make_dmc`).
+"""PIE-G on DeepMind Control: DrQ-v2 that sees through the first layers of a ResNet, as ImageNet left them.
+A projection learns to read their features. The critic learns from each frame as it is and from the same frame
+under another picture. DMC-GB's looks, in which an agent is judged, are inside (`make_dmc`).
 
 Paper: Yuan et al. 2022, Pre-Trained Image Encoder for Generalizable Visual Reinforcement Learning (PIE-G).
 Checked against github.com/gemcollector/PIE-G (3588cf8), github.com/facebookresearch/drqv2 (c0c650b), and for the looks
 github.com/nicklashansen/dmcontrol-generalization-benchmark (ff9c0aa).
 Deviations: pictures to overlay are drawn and cropped once, not for each update, and without --overlay-dir they are
-made here; the unfinished episode is learned from too, and an episode's last observation takes a row of the replay; the
+made here; the unfinished episode is learned from too; an episode's last observation takes a row of the replay; the
 pretrained running statistics start as they are (the authors' constructor moves them by a tenth towards noise);
-evaluations during training use the frames' own statistics, as the authors' last one does; humanoids and dogs have the
-other tasks' learning rate and widths; seeds are ours; environments start afresh every --exact-every steps.
+evaluations during training use the frames' own statistics, as the authors' last one does; humanoids and dogs have
+the other tasks' learning rate and widths; seeds are ours; environments start afresh every --exact-every steps.
 
-    python algos/drqv2_pieg.py --env-id walker-walk                            # the paper: 1M frames, 500k steps
-    python algos/drqv2_pieg.py --env-id walker-walk --encoder drqv2 --strong-augmentation none    # its baseline, DrQ-v2
-    python algos/drqv2_pieg.py --env-id walker-walk --encoder-weights random   # without a network
-    python algos/drqv2_pieg.py --resume runs/<folder>                          # continue a run
+    python algos/drqv2_pieg.py --env-id walker-walk                           # the paper: 1M frames, 500k steps
+    python algos/drqv2_pieg.py --encoder drqv2 --strong-augmentation none     # its baseline, DrQ-v2
+    python algos/drqv2_pieg.py --encoder-weights random                       # without a network
+    python algos/drqv2_pieg.py --resume runs/<folder>                         # continue a run
 """
 
 # ---- 1. Imports ----
@@ -76,15 +76,15 @@ class Args:
     env_id: str = "walker-walk"  # the task; unknown names print the valid ones
     total_timesteps: int = 0  # steps of --action-repeat frames (0: the paper's 1M frames)
     action_repeat: int = 0  # frames per step (0: the task's)
-    encoder: Literal["resnet18", "resnet34", "resnet50", "drqv2"] = "resnet18"  # frozen; drqv2: small, and it learns
-    encoder_weights: str = "imagenet"  # imagenet (V1), another name of torchvision's, a file of its weights, or random
+    encoder: Literal["resnet18", "resnet34", "resnet50", "drqv2"] = "resnet18"  # frozen; drqv2: small, learns
+    encoder_weights: str = "imagenet"  # imagenet, another name of torchvision's, a file of its weights, or random
     encoder_layer: int = 2  # last of the ResNet's four layers that is used
     projection_dim: int = 1024  # width of the projection that learns to read the frozen features
     frame_differences: bool = True  # features of the newer frames and their changes; off: of all frames
-    batch_norm: Literal["adapting", "fixed"] = "adapting"  # statistics in updates: the batch's, or the pretrained ones
-    strong_augmentation: Literal["overlay", "conv", "none"] = "overlay"  # second way in which the critic sees a frame
-    overlay_dir: str = "textures"  # folder with pictures (the paper's: Places365), or textures, which are made here
-    overlay_pictures: int = 10_000  # pictures that are overlaid, drawn from that folder; the number is ours
+    batch_norm: Literal["adapting", "fixed"] = "adapting"  # by the batch's statistics, or the pretrained ones
+    strong_augmentation: Literal["overlay", "conv", "none"] = "overlay"  # the critic's second view of a frame
+    overlay_dir: str = "textures"  # folder with pictures (paper: Places365), or textures, made here
+    overlay_pictures: int = 10_000  # pictures drawn from that folder; the number is ours
 
     # DrQ-v2. Reference code, where the paper is silent: cfgs/piegconfig.yaml and cfgs/task.
     num_envs: int = 1  # N, parallel environments; training has one
@@ -110,7 +110,7 @@ class Args:
     final_eval_episodes: int = 100  # the same for the last evaluation
     eval_seed: int = 42  # draws the evaluated episodes, the same ones each time
     eval_modes: tuple[Mode, ...] = ()  # looks of DMC-GB to evaluate besides the one trained on
-    eval_batch_norm: Literal["frames", "running"] = "frames"  # when evaluated, if adapting: the frames', or training's
+    eval_batch_norm: Literal["frames", "running"] = "frames"  # when evaluated: the frames', or training's
     dmcgb_dir: str = "data/dmcgb"  # DMC-GB's colours and clips, which `make dmcgb` fetches
 
     # The run.
@@ -118,7 +118,7 @@ class Args:
     exp_name: str = Path(__file__).stem  # part of the run folder's name
     runs_dir: str = "runs"  # where run folders are made
     resume: str | None = None  # run folder to continue
-    exact_every: int = 50_000  # steps between bit-for-bit checkpoints, where environments start afresh (0: never)
+    exact_every: int = 50_000  # steps between bit-for-bit checkpoints and fresh environments (0: never)
     save_minutes: float = 5.0  # minutes between the checkpoints in between (0: none)
     cuda: bool = True  # use a GPU if there is one
     cuda_required: bool = False  # refuse to run without a GPU
@@ -245,7 +245,7 @@ def make_dmc(env_id, mode="train", seed=0, dmcgb_dir=None, action_repeat=2):
 
 
 class ControlEnv(gym.Env):
-    """dm_control's environment with stacks of frames, repeated actions and looks: colours, or paths of clips."""
+    """dm_control's environment with stacked frames, repeated actions and looks: colours, or paths of clips."""
 
     def __init__(self, env, mode, looks, seed, repeat, camera):
         spec = env.action_spec()
@@ -263,7 +263,7 @@ class ControlEnv(gym.Env):
         if seed is not None:
             self.env.task.random.seed(seed)
             self.colour_rng, self.clip = np.random.RandomState(seed), 0
-        # Reference code: DMC-GB's wrappers.py. Clips come in turn, the second one first; colours are drawn.
+        # Reference code: DMC-GB's wrappers.py. Clips come in turn, the second first; colours are drawn.
         if self.mode in CLIPS:
             self.clip = (self.clip + 1) % len(self.looks)
             self.background = frames_of(self.looks[self.clip])
@@ -298,7 +298,7 @@ class ControlEnv(gym.Env):
 
 
 def recolour(physics, colours):
-    """Gives sky, grid and body {key of COLOURS: three numbers in 0..1}, and what is not named its own colour back."""
+    """Sets {key of COLOURS: three numbers in 0..1}; what is not named gets its own colour back."""
     import mujoco
 
     scene = '<mujoco><include file="./common/skybox.xml"/><include file="./common/materials.xml"/></mujoco>'
@@ -307,7 +307,7 @@ def recolour(physics, colours):
         element, name, attribute = COLOURS[key]
         part = spec.texture(name) if element == "texture" else spec.material(name)
         getattr(part, attribute)[:3] = rgb
-    donor, model, context = spec.compile(), physics.model.ptr, physics.contexts  # the donor's pictures are copied
+    donor, model, context = spec.compile(), physics.model.ptr, physics.contexts
     for name in ("skybox", "grid"):
         texture = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_TEXTURE, name)
         if texture >= 0:  # the task has it
@@ -323,7 +323,7 @@ def is_green(picture):
     # Careful: float64 and this order, or colours on a threshold fall to its other side.
     channels = picture.transpose(2, 0, 1) / 255  # [3, H, W]
     high, low = channels.max(0), channels.min(0)
-    red, green, blue = (high - channels) / np.where(high > low, high - low, 1)  # how far each is from the highest
+    red, green, blue = (high - channels) / np.where(high > low, high - low, 1)  # distance from the highest
     hue = np.where(green == 0, 2 + red - blue, 4 + green - red) / 6 * 360  # where red is not the highest
     saturation = (high - low) / np.where(high > 0, high, 1) * 255
     return (red > 0) & (hue >= 100) & (hue <= 185) & (saturation >= 80) & (high * 255 >= 70)
@@ -355,7 +355,7 @@ def resized(pixels, size=84):
 
 
 def dmcgb_data(folder, mode):
-    """A mode's colours, a list of {key of COLOURS: three numbers}, or the paths of its clips that are there, in order.
+    """A mode's colours, a list of {key of COLOURS: three numbers}, or the paths of the clips that are there.
 
     Errors: FileNotFoundError, ValueError or RuntimeError that say which file is wrong and where to get it.
     """
@@ -408,8 +408,8 @@ class Agent(nn.Module):
 class FrozenEncoder(nn.Module):
     """The first layers of a ResNet, which stay as they are, and a projection that learns. Reference code: pieg.py.
 
-    V views, each [B, 3 T, H, W] in 0..255 -> float32 [V B, D]. If batch normalisation adapts, each view is normalised
-    by its own statistics in train mode, and moves the running ones.
+    V views, each [B, 3 T, H, W] in 0..255 -> float32 [V B, D]. If batch normalisation adapts, each view is
+    normalised by its own statistics in train mode, and moves the running ones.
     """
 
     def __init__(self, obs_shape, args):
@@ -440,9 +440,9 @@ class FrozenEncoder(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation of stacks of three frames. The batch's statistics are put together from those of stacks.
+    """Batch normalisation whose statistics are put together from those of three frames each.
 
-    Careful: in channels_last on a CPU torch sums a whole batch in one float32, and loses four of seven digits.
+    Careful: in channels_last on a CPU torch sums a batch in one float32, and loses four of seven digits.
     """
 
     def forward(self, x):
@@ -461,7 +461,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class SmallEncoder(nn.Sequential):
-    """DrQ-v2's own encoder, which learns. V views, each [B, 9, 84, 84] in 0..255 -> float32 [V B, 39200]."""
+    """DrQ-v2's own encoder, which learns. V views [B, 9, 84, 84] in 0..255 -> float32 [V B, 39200]."""
 
     def __init__(self, obs_shape, args):
         layers = []
@@ -493,7 +493,8 @@ def load_resnet(args):
         resnet.load_state_dict(weights)
     except Exception as error:  # of the network, the disk, the pickle or the shapes
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        fail(f"--encoder-weights {name}: {reason}; give a file of torchvision's {args.encoder}, `imagenet` or `random`")
+        others = f"a file of torchvision's {args.encoder}, `imagenet` or `random`"
+        fail(f"--encoder-weights {name}: {reason}; give {others}")
     return resnet
 
 
@@ -549,16 +550,16 @@ def to_pixels(obs):
 
 @torch.no_grad()
 def act(agent, obs, exploration=None):
-    """Actions in -1..1, with exploration's noise if given. uint8 [B, 9, 84, 84], [B, A] -> {"actions": [B, A]}."""
+    """Actions in -1..1, with noise if given. uint8 [B, 9, 84, 84], [B, A] -> dict of [B, A]."""
     actions = agent.actor(agent.encoder(obs))
     return {"actions": actions if exploration is None else add_noise(actions, exploration)}
 
 
 # ---- 5. The method ----
 def fuse_frames(maps, differences=True):
-    """Features of T frames as one vector: those of frames 2..T, then what each changed. [B, T, C, h, w] -> [B, F].
+    """Features of frames 2..T, then what each changed; or of all frames. [B, T, C, h, w] -> [B, F].
 
-    Paper: 2.1, after Shang et al. 2021 (Flare). Reference code: pieg.py:113-119. Without differences: all T frames.
+    Paper: 2.1, after Shang et al. 2021 (Flare). Reference code: pieg.py:113-119.
     """
     if differences:
         maps = torch.cat([maps[:, 1:], maps[:, 1:] - maps[:, :-1]], dim=1)
@@ -566,18 +567,15 @@ def fuse_frames(maps, differences=True):
 
 
 def random_overlay(images, pictures):
-    """Half of each image and half of a picture, the same in all its frames. [B, 3 T, H, W], [B, 3, H, W] -> as images.
-
-    Paper: 2.2, after SVEA. The images are shifted already.
-    """
+    """Half of each frame and half of a picture. [B, 3 T, H, W], [B, 3, H, W] -> as images. Paper: 2.2."""
     frames = images.unflatten(1, (-1, 3)).float()
     return ((frames + pictures[:, None]) / 2).flatten(1, 2)
 
 
 def random_convolution(images, kernels):
-    """Each image under its own 3 x 3 kernel, the same in all its frames. [B, 3 T, H, W], [B, 3, 3, 3, 3] -> 0..255.
+    """Each image under a kernel of its own. [B, 3 T, H, W], [B, 3, 3, 3, 3] -> as images, in 0..255.
 
-    Reference code: DMC-GB's augmentations.py, its border repeated, a sigmoid behind.
+    Reference code: DMC-GB's augmentations.py repeats the border and ends with a sigmoid.
     """
     batch, (height, width) = len(images), images.shape[2:]
     frames = images.unflatten(1, (-1, 3)).transpose(0, 1).reshape(-1, 3 * batch, height, width).float() / 255
@@ -593,8 +591,9 @@ def add_noise(actions, noise):
 
 
 def noise_scale(step, args):
-    """sigma at a step of the run, which falls in a straight line and then stays. Paper: DrQ-v2, 3.1."""
-    return args.noise_start + min(step / args.noise_steps, 1.0) * (args.noise_end - args.noise_start)
+    """sigma at a step of the run: it falls in a straight line and then stays. Paper: DrQ-v2, 3.1."""
+    share = min(step / args.noise_steps, 1.0)
+    return args.noise_start + share * (args.noise_end - args.noise_start)
 
 
 def random_shift(images, offsets, pad):
@@ -623,7 +622,7 @@ def load_pictures(args, size, seed):
     kinds = (".jpg", ".jpeg", ".png")
     found = sorted(str(path) for path in Path(args.overlay_dir).rglob("*") if path.suffix.lower() in kinds)
     if not found:
-        fail(f"--overlay-dir {args.overlay_dir}: no {' '.join(kinds)} in it; a folder with pictures, or `textures`")
+        fail(f"--overlay-dir {args.overlay_dir}: no {' '.join(kinds)} in it; pictures, or `textures`")
     order = np.random.default_rng(seed).permutation(len(found))
     order = np.resize(order, args.overlay_pictures)  # each picture once before any twice
     used = f"{len(order)} crops of {len(set(order.tolist()))} of {len(found)} pictures"
@@ -641,19 +640,19 @@ def load_pictures(args, size, seed):
 
 
 def make_textures(count, size, rng):
-    """Like natural pictures: patches with edges, soft blobs, 1/f noise. -> uint8 [count, 3, size, size]."""
+    """Patches with edges, soft blobs, 1/f noise, as in nature. -> uint8 [count, 3, size, size]."""
     axis = torch.fft.fftfreq(size).square()
     frequency = (axis[:, None] + axis).sqrt().clamp(min=1 / size)
 
     def noise(channels, slope):
-        """Of an amplitude that falls as 1 / frequency^slope; mean 0 and standard deviation 1 in each picture."""
+        """Its amplitude falls as 1 / frequency^slope; each picture has mean 0 and deviation 1."""
         white = torch.randn(count, channels, size, size, generator=rng)
         field = torch.fft.ifft2(torch.fft.fft2(white) / frequency**slope).real
         std, mean = torch.std_mean(field, dim=(2, 3), keepdim=True)
         return (field - mean) / std
 
     colours = torch.rand(3, count, 3, 1, 1, generator=rng)
-    ground, patch, blob = torch.lerp(colours.mean(2, keepdim=True), colours, 0.6)  # half-way to gray, as outdoors
+    ground, patch, blob = torch.lerp(colours.mean(2, keepdim=True), colours, 0.6)  # half gray, as outdoors
     pictures = torch.where(noise(1, 2.0) > 0.3, patch, ground)
     pictures = torch.lerp(pictures, blob, (4 * noise(1, 3.0) - 4).sigmoid())
     pictures = pictures + 0.12 * noise(1, 1.0) + 0.04 * noise(3, 1.0)
@@ -661,12 +660,12 @@ def make_textures(count, size, rng):
 
 
 class Replay:
-    """The newest transitions of a run, on the training device. Frames are kept once; `gather` builds the stacks.
+    """The newest transitions of a run, on the training device. Frames are kept once.
 
-    Row i: the newest frame of observation i, the row where its episode began, the action, its reward, whether the
-    episode failed with it. The last observation of an episode has a row too, whose action means nothing. Row `size` is
-    the observation under way. Row i lies at i modulo the capacity, and in the file at i.
-    A row can be sampled once the n rows from it on are there, all of its episode. Reference code: replay_buffer.py.
+    Row i: the newest frame of observation i, the row where its episode began, the action, its reward, whether
+    the episode failed with it. An episode's last observation has a row too, whose action means nothing. Row
+    `size` is the observation under way. Row i lies at i modulo the capacity, and in the file at i.
+    A row can be sampled once its episode has n rows from it on. Reference code: replay_buffer.py.
     """
 
     def __init__(self, capacity, obs_shape, num_actions, args, device, path):
@@ -677,12 +676,12 @@ class Replay:
         self.rows = {}
         for name in self.row.names:
             self.rows[name] = torch.from_numpy(np.zeros(capacity, self.row[name])).to(device)
-        self.whole = np.zeros(capacity, bool)  # rows that can be sampled; on the CPU, so that nothing waits for a GPU
+        self.whole = np.zeros(capacity, bool)  # rows that can be sampled, known without asking a GPU
         self.size = self.start = 0  # start: where this episode began
         self.saved = 0  # rows in the file, without the one under way
 
     def begin(self, frame):
-        """The first observation of an episode. One that was interrupted ends here as if by a time limit."""
+        """The first observation of an episode. An interrupted one ends here as if by a time limit."""
         if self.start < self.size:
             self.size += 1
         self.start = self.size
@@ -712,7 +711,7 @@ class Replay:
         return torch.from_numpy(self.size - (self.size - places) % len(self.whole))
 
     def gather(self, index):
-        """Stacks, actions, n-step returns and bootstrap factors of some rows. int64 [B] -> dict of [B, ...]."""
+        """Stacks, actions, n-step returns, bootstrap factors of rows. int64 [B] -> dict of [B, ...]."""
         n_step, gamma, capacity = self.args.n_step, self.args.gamma, len(self.whole)
         both = torch.cat([index, index + n_step])
         stacks = both[:, None] + torch.arange(1 - self.frames_per_stack, 1, device=self.device)  # [2B, T]
@@ -721,14 +720,14 @@ class Replay:
         obs, next_obs = self.rows["frames"][stacks % capacity].flatten(1, 2).chunk(2)
         steps = torch.arange(n_step, device=self.device)
         window = (index[:, None] + steps) % capacity  # [B, n]
-        actions, returns = self.rows["actions"][index % capacity], self.rows["rewards"][window] * gamma**steps
-        bootstrap = gamma**n_step * ~self.rows["dones"][window].any(1)  # an end is the window's last row, if any
-        batch = {"obs": obs, "next_obs": next_obs, "actions": actions}
-        return {**batch, "returns": returns.sum(1), "bootstrap": bootstrap}
+        returns = (self.rows["rewards"][window] * gamma**steps).sum(1)
+        bootstrap = gamma**n_step * ~self.rows["dones"][window].any(1)  # a failure is the last row
+        batch = {"obs": obs, "next_obs": next_obs, "actions": self.rows["actions"][index % capacity]}
+        return {**batch, "returns": returns, "bootstrap": bootstrap}
 
     def state_dict(self):
         """Appends the new rows to the file and flushes them to disk; returns all the rest."""
-        first = max(self.saved, self.size + 1 - len(self.whole))  # rows that were overwritten unsaved leave a hole
+        first = max(self.saved, self.size + 1 - len(self.whole))  # rows lost before a save leave a hole
         places = torch.arange(first, self.size + 1, device=self.device) % len(self.whole)
         rows = np.empty(len(places), self.row)
         for name, values in self.rows.items():
@@ -737,7 +736,7 @@ class Replay:
             sys.exit(f"error: a reward is not finite; {self.path} is as it was")
         self.path.touch()
         with open(self.path, "r+b") as file:
-            # The row that was under way at the last save stays in the file at all times: its checkpoint needs it.
+            # The row that was under way at the last save is always in the file: its checkpoint needs it.
             file.truncate((self.saved + 1) * self.row.itemsize)  # what follows belongs to no checkpoint
             file.seek(first * self.row.itemsize)
             file.write(rows)
@@ -757,7 +756,7 @@ class Replay:
         places = np.arange(first, count) % capacity
         for name, values in self.rows.items():
             values[torch.from_numpy(places)] = torch.from_numpy(rows[name].copy()).to(self.device)
-        same = rows["starts"][:-n_step] == rows["starts"][n_step:]  # whether n rows on the episode is the same
+        same = rows["starts"][:-n_step] == rows["starts"][n_step:]  # same episode n rows on
         same[: max(self.size + self.frames_per_stack - capacity - first, 0)] = False  # as `observe` has it
         self.whole[places[: len(same)]] = same
         self.saved = self.size
@@ -767,9 +766,9 @@ class Replay:
 def update(agent, target, optimizer, replay, pictures, draws, args):
     """One gradient step of critic and encoder, one of the actor, and the target's -> dict of detached [].
 
-    draws: rows [B] of the replay, offsets [2, B, 2] of observations and next ones, normal [2, B, A], the noise of the
-    actions in the same order, strong, numbers of pictures [B] or kernels [B, 3, 3, 3, 3], sigma []. Reference code: the
-    order, in which batch normalisation sees plain, augmented and next observations.
+    draws: rows [B] of the replay, offsets [2, B, 2] of observations and next ones, and for the actions in both
+    normal [2, B, A]; strong, numbers of pictures [B] or kernels [B, 3, 3, 3, 3]; sigma []. Reference code: the
+    order in which batch normalisation sees plain, augmented and next observations.
     """
     batch, size = replay.gather(draws["rows"]), len(draws["rows"])
     obs = random_shift(batch["obs"], draws["offsets"][0], PAD)
@@ -796,7 +795,8 @@ def update(agent, target, optimizer, replay, pictures, draws, args):
     parts = {}
     q = agent.critic(hidden, batch["actions"].repeat(len(views), 1))  # [2, V B]
     learned = [param for param in agent.encoder.parameters() if param.requires_grad]
-    descend("qf", (q - targets.repeat(len(views))).square().sum(0).mean(), [*learned, *agent.critic.parameters()])
+    loss = (q - targets.repeat(len(views))).square().sum(0).mean()
+    descend("qf", loss, [*learned, *agent.critic.parameters()])
     parts["qf1_values"], parts["qf2_values"] = q.detach().mean(1)
     # Careful: features from before the step, of plain observations; the critic is the new one.
     hidden = hidden[:size].detach()

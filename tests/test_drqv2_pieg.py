@@ -4,7 +4,6 @@ import colorsys
 import copy
 import json
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
@@ -654,6 +653,7 @@ def test_the_smallest_replay_lasts_through_episodes(tmp_path, capsys):
     assert "--n-step 6: no episode was that long so far" in said  # they have 5 steps
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_the_frozen_weights_too(tmp_path, monkeypatch):
     """Evaluated or gone on with where the weights cannot be had any more."""
     args = tiny(tmp_path, total_timesteps=13, eval_every=0)
@@ -866,6 +866,7 @@ def test_too_few_clips_are_a_warning(tmp_path, dmcgb, capsys):
     assert "warning: 3 of the 100 clips of video_hard are there" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_mode_train_is_the_suite(suite):
     """Beside the same task without the wrapper: frames, sums of rewards, scaled actions, the end, streams."""
     env = pieg.make_dmc("quadruped-walk", seed=3, action_repeat=250)
@@ -920,6 +921,7 @@ GREEN = {"skybox_rgb": (0.2, 0.8, 0.2), "skybox_rgb2": (0.2, 0.8, 0.2), "skybox_
 GREEN_FLOOR = GREEN | {key: (0.2, 0.8, 0.2) for key in ("grid_rgb1", "grid_rgb2", "grid_markrgb")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [("walker", "walk"), ("ball_in_cup", "catch"), ("quadruped", "run")])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_look_is_that_of_the_edited_xml(suite, monkeypatch, dmcgb, mode, task):
@@ -964,6 +966,7 @@ def test_colours_are_given_back(suite):
     env.physics.free()
 
 
+@pytest.mark.slow
 def test_colours_and_clips_come_in_the_authors_order(dmcgb, monkeypatch):
     data, drawn, shown = dmcgb, [], []
     sets, recolour = pieg.dmcgb_data(data, "color_easy"), pieg.recolour
@@ -992,6 +995,7 @@ def test_a_clip_goes_on_with_each_step_and_is_the_same_in_a_resets_stack(dmcgb):
     env.close()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("mode", ["train", *MODES])
 def test_gymnasiums_checker_passes(mode, dmcgb):
@@ -1011,6 +1015,7 @@ def test_a_mode_and_a_task_that_there_is_not(dmcgb):
         pieg.make_dmc("cartpole-balance", "nonsense", 0, dmcgb)
 
 
+@pytest.mark.slow
 def test_environments_are_drawn_by_seed_split_and_start(dmcgb):
     """A mode's episodes begin as those of `test` do, and no others; an end begins the next episode."""
     args = pieg.check(tiny(".", env_id="cartpole-swingup", action_repeat=250, dmcgb_dir=str(dmcgb)))

@@ -657,3 +657,11 @@ def test_the_first_renderer_that_works_is_taken(suite, monkeypatch, capsys):
     monkeypatch.delenv("MUJOCO_GL")
     assert sac.import_suite() is suite
     assert os.environ["MUJOCO_GL"] == "osmesa" and tried == ["egl", "osmesa", "glfw", "egl", "osmesa"]
+
+
+def test_wrong_flags_say_so_in_one_line(tmp_path, capsys):
+    for changes in ({"env_id": "cheetah-rum"}, {"num_envs": 2}, {"buffer_size": 10**10}, {"learning_starts": 0}):
+        with pytest.raises(SystemExit) as refused:
+            go(replace(tiny(tmp_path), **changes))
+        assert refused.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
