@@ -1,24 +1,25 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#     "envpool==1.2.5", "numpy==2.4.6", "tensorboard==2.21.0", "torch==2.14.0", "tqdm==4.70.1", "tyro==1.0.17",
+#     "envpool==1.2.5", "numpy==2.4.6", "tensorboard==2.21.0",
+#     "torch==2.14.0", "tqdm==4.70.1", "tyro==1.0.17",
 # ]
 # ///
-"""DrQ + SAM + Reset on Atari-100k: Rainbow on augmented frames, which learns from few steps and stays able to learn.
-Each update takes the gradient at the worst point nearby (sharpness-aware minimisation), so that the network stays open
-to new inputs. Every --reset-every updates its head is drawn anew, so that it stays open to new targets.
+"""DrQ + SAM + Reset on Atari-100k: Rainbow on augmented frames that stays able to learn. Each update takes
+the gradient at the worst point nearby (sharpness-aware minimisation), which keeps the network open to new
+inputs; every so often its head is drawn anew, which keeps it open to new targets.
 
 Paper: Lee et al. 2023, Enhancing Generalization and Plasticity for Sample Efficient Reinforcement Learning (PLASTIC).
-Checked against github.com/dojeon-ai/PLASTIC (3736071), losses and gradients; where the two differ, as the paper has it.
-Deviations: EnvPool's Atari, without the no-op frame that the authors play after each lost life; shifts by whole pixels,
-theirs interpolate; SAM's first gradient is not clipped, because only its direction counts; the evaluation's games have
-seeds of their own; there are evaluations during the run; environments start afresh every --exact-every steps.
+Checked against github.com/dojeon-ai/PLASTIC (3736071), losses and gradients; where they differ, the paper holds.
+Deviations: EnvPool's Atari, without the authors' no-op frame after a lost life; shifts by whole pixels, theirs
+interpolate; SAM's first gradient is not clipped, because only its direction counts; the evaluation's games have
+their own seeds; evaluations during the run; environments start afresh every --exact-every steps.
 
-    python algos/drq_sam_reset.py --env-id boxing                           # the paper: 100k steps, replay ratio 2
-    python algos/drq_sam_reset.py --env-id boxing --no-sam --reset-every 0  # its baseline, DrQ on Rainbow
+    python algos/drq_sam_reset.py --env-id boxing  # the paper: 100k steps, replay ratio 2
+    python algos/drq_sam_reset.py --env-id boxing --no-sam --reset-every 0  # its baseline, DrQ
     python algos/drq_sam_reset.py --env-id boxing --replay-ratio 8 --shrink-perturb 0.8
-    python algos/drq_sam_reset.py --env-id boxing --no-augment              # on data-efficient Rainbow (DER)
-    python algos/drq_sam_reset.py --resume runs/<folder>                    # continue a run
+    python algos/drq_sam_reset.py --env-id boxing --no-augment  # on data-efficient Rainbow (DER)
+    python algos/drq_sam_reset.py --resume runs/<folder>  # continue a run
 """
 
 # ---- 1. Imports ----
@@ -36,7 +37,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -45,8 +45,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-# Before torch is imported: glibc returns freed memory to the kernel, and getting it back takes up to half the time on a
-# CPU. Here it keeps the memory (M_MMAP_THRESHOLD is -3, M_TRIM_THRESHOLD is -1; an old glibc refuses the first).
+# Before torch is imported. glibc returns freed memory to the kernel; getting it back takes up to half the time.
+# M_MMAP_THRESHOLD (-3) and M_TRIM_THRESHOLD (-1) make it keep the memory; an old glibc refuses the first.
 if sys.platform == "linux" and ctypes.CDLL(None).mallopt(-3, 2**30):
     ctypes.CDLL(None).mallopt(-1, 2**31 - 1)
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
@@ -69,10 +69,10 @@ class Args:
     sam: bool = True  # sharpness-aware minimisation; off: plain Adam
     sam_rho: float = 0.1  # rho, length of the step to the worst point nearby
     sam_scope: Literal["all", "backbone", "head"] = "all"  # the parameters that take that step
-    sam_noise: Literal["independent", "reuse", "none"] = "independent"  # second pass's noise; none: of the first
+    sam_noise: Literal["independent", "reuse", "none"] = "independent"  # noise of SAM's passes (none: not in the first)
     reset_every: int = 40_000  # updates between resets of the head (0: never)
-    reset_optimizer: Literal["all", "head"] = "all"  # the parameters whose Adam starts afresh at a reset
-    shrink_perturb: float = 1.0  # alpha, share of the backbone that a reset keeps. Paper: 0.8 at replay ratios 4 and 8
+    reset_optimizer: Literal["all", "head"] = "all"  # whose Adam starts afresh
+    shrink_perturb: float = 1.0  # alpha, share of the backbone that a reset keeps (Paper: 0.8 from ratio 4 on)
     augment: bool = True  # shift and dim what is learned from (DrQ); off: data-efficient Rainbow
     replay_ratio: int = 2  # updates per step
 
@@ -85,9 +85,9 @@ class Args:
     adam_eps: float = 1.5e-4  # Adam's epsilon
     max_grad_norm: float = 10.0  # clip the gradient to this norm
     gamma: float = 0.99  # discount
-    tau: float = 0.01  # share of the online network that flows into the target network at each update
+    tau: float = 0.01  # share of the online network that an update writes into the target's
     prioritized_replay_alpha: float = 0.5  # omega, exponent of the priorities
-    prioritized_replay_beta: float = 0.4  # beta, exponent of the importance weights; rises to 1 at --total-timesteps
+    prioritized_replay_beta: float = 0.4  # beta, exponent of the importance weights; rises to 1 over the run
     n_atoms: int = 51  # atoms of the return's distribution
     v_min: float = -10.0  # smallest return
     v_max: float = 10.0  # largest return
@@ -97,7 +97,7 @@ class Args:
     eval_every: int = 10_000  # steps between evaluations (0: never)
     eval_episodes: int = 10  # games per evaluation
     final_eval_episodes: int = 100  # games of the last evaluation
-    eval_seed: int = 42  # draws the evaluated games, the same ones each time
+    eval_seed: int = 42  # draws the evaluated games
     eval_envs: int = 50  # games that are played side by side
     eval_epsilon: float = 0.001  # share of random actions
 
@@ -106,7 +106,7 @@ class Args:
     exp_name: str = Path(__file__).stem  # part of the run folder's name
     runs_dir: str = "runs"  # where run folders are made
     resume: str | None = None  # run folder to continue
-    exact_every: int = 10_000  # steps between bit-for-bit checkpoints, where environments start afresh (0: never)
+    exact_every: int = 10_000  # steps between bit-for-bit checkpoints and fresh environments (0: never)
     save_minutes: float = 5.0  # minutes between the checkpoints in between (0: none)
     cuda: bool = True  # use a GPU if there is one
     cuda_required: bool = False  # refuse to run without a GPU
@@ -125,32 +125,28 @@ GAMES += ("KungFuMaster", "MsPacman", "Pong", "PrivateEye", "Qbert", "RoadRunner
 
 
 def make_envs(args, split, start=0):
-    """Vector environments seeded by (args.seed, split, start): N games. "test" differs from "train" by its seeds alone.
+    """N games, seeded by (args.seed, split, start); "test" differs from "train" by its seeds alone.
 
     reset() -> obs uint8 [N, 4, 84, 84], the last four frames, zeros where the life is younger; info.
-    step(actions int64 [N]) -> obs, reward float32 [N], terminated bool [N], truncated bool [N], info.
-    The step that ends a game returns the next game's first observation. Each step returns a new array.
+    step(actions int64 [N]) -> obs, reward float32, terminated bool, truncated bool, all [N], info.
+    The step that ends a game returns the next game's first observation, in a new array.
     info["episodes"]: (environment, return, length) of the games that ended with the step.
-    info["life_lost"] bool [N]: a life ended and the game goes on; obs is the first of the next life.
+    info["life_lost"] bool [N]: a life ended, and obs is the first of the next life.
     """
     import envpool
 
     entropy = (args.seed, ("train", "test").index(split), start)
-    envs = envpool.make_gymnasium(
-        f"{args.env_id}-v5",
-        num_envs=args.num_envs,
-        seed=int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1),
-        use_fire_reset=False,  # Reference code: envs/atari.py, no fire, and bilinear resizing
-        use_inter_area_resize=False,
-    )
-    return AtariEnvs(envs)
+    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
+    # Reference code: envs/atari.py, no fire, and bilinear resizing.
+    about = {"num_envs": args.num_envs, "use_fire_reset": False, "use_inter_area_resize": False}
+    return AtariEnvs(envpool.make_gymnasium(f"{args.env_id}-v5", seed=seed, **about))
 
 
 class AtariEnvs:
-    """Begins the stack of frames anew with each life, resets a game in the step that ends it, and counts returns.
+    """Empties the stack of frames when a life ends, resets a game in the step that ends it, counts returns.
 
-    Careful: EnvPool's own episodic_life ignores the action after a lost life, and without a reset at once EnvPool
-    ignores the one after a game's end. Its stacks run on over lost lives. Reference code: envs/atari.py:131-137.
+    Careful: EnvPool ignores the action after a game's end and, with its episodic_life, after each lost life;
+    its stacks run on over lost lives. Reference code: envs/atari.py:131-137.
     """
 
     def __init__(self, envs):
@@ -162,7 +158,8 @@ class AtariEnvs:
     def reset(self):
         obs, info = self.envs.reset()
         self.returns, self.lengths = np.zeros(len(obs)), np.zeros(len(obs), dtype=int)
-        self.lives, self.age = info["lives"], np.ones(len(obs), dtype=int)  # age: frames since the life began
+        self.lives = info["lives"]
+        self.age = np.ones(len(obs), dtype=int)  # frames since the life began
         return self.cut_stacks(obs), info
 
     def step(self, actions):
@@ -187,19 +184,18 @@ class AtariEnvs:
 
 # ---- 4. Networks ----
 class Agent(nn.Module):
-    """Three convolutions and a dueling noisy head for the return's distribution: 6,868,842 parameters with 6 actions.
+    """Convolutions and a dueling noisy head for the return's distribution: 6,868,842 parameters, 6 actions.
 
     Reference code: models/backbones/cnn/nature.py:37-45 and models/policies/rainbow_policy.py.
     """
 
     def __init__(self, envs, args):
         super().__init__()
-        channels, num_actions = envs.single_observation_space.shape[0], int(envs.single_action_space.n)
-        first = nn.Conv2d(channels, 32, 8, stride=4), nn.ReLU()  # [B, 32, 20, 20]
+        first = nn.Conv2d(envs.single_observation_space.shape[0], 32, 8, stride=4), nn.ReLU()  # [B, 32, 20, 20]
         second = nn.Conv2d(32, 64, 4, stride=2), nn.ReLU()  # [B, 64, 9, 9]
         third = nn.Conv2d(64, 64, 3), nn.ReLU()  # [B, 64, 7, 7]
         self.backbone = nn.Sequential(*first, *second, *third, nn.Flatten())  # [B, 3136]
-        self.head = DuelingHead(3136, num_actions, args.n_atoms, args.noisy_std)
+        self.head = DuelingHead(3136, int(envs.single_action_space.n), args.n_atoms, args.noisy_std)
         self.register_buffer("support", torch.linspace(args.v_min, args.v_max, args.n_atoms))
         self.bf16 = args.precision == "bf16"
         self.to(memory_format=torch.channels_last)  # the faster layout of convolutions on a CPU
@@ -208,10 +204,10 @@ class Agent(nn.Module):
         # bf16 is for the head too, because it holds nearly all of the weights.
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.bf16):
             hidden = self.backbone(pixels)  # [B, 3136]
-            if hidden.requires_grad:  # Reference code: rainbow_policy.py:122, two streams' gradients in one backbone
+            if hidden.requires_grad:  # Reference code: rainbow_policy.py:122, two streams' gradients
                 hidden.register_hook(lambda gradient: gradient * 2**-0.5)
             logits = self.head(hidden)
-        return logits.float().log_softmax(-1)  # [B, A, atoms], log-probabilities of the return's atoms
+        return logits.float().log_softmax(-1)  # [B, A, atoms], log-probabilities
 
     def values(self, log_probs):
         """Expected returns of the actions. [B, A, atoms] -> [B, A]."""
@@ -219,7 +215,7 @@ class Agent(nn.Module):
 
 
 class DuelingHead(nn.Module):
-    """A stream for the state's value and one for the actions' advantages. [B, n_in] -> logits [B, A, atoms]."""
+    """A stream for the value and one for the advantages. [B, n_in] -> logits [B, A, atoms]."""
 
     def __init__(self, n_in, num_actions, n_atoms, std):
         super().__init__()
@@ -234,7 +230,7 @@ class DuelingHead(nn.Module):
 
 
 class NoisyLinear(nn.Module):
-    """A linear layer whose weights carry noise of learned scale; none in eval mode. Paper: arXiv:1706.10295, 3.1(b)."""
+    """A linear layer with noise of learned scale; without it in eval mode. Paper: arXiv:1706.10295, 3.1(b)."""
 
     def __init__(self, n_in, n_out, std):
         super().__init__()
@@ -243,33 +239,15 @@ class NoisyLinear(nn.Module):
         self.weight_sigma = nn.Parameter(torch.full((n_out, n_in), std * n_in**-0.5))
         self.bias = nn.Parameter(torch.empty(n_out).uniform_(-bound, bound))
         self.bias_sigma = nn.Parameter(torch.full((n_out,), std * n_out**-0.5))
-        self.register_buffer("noise", torch.zeros(n_in + n_out))  # of inputs, then of outputs; `set_noise` writes it
-        self.built = None  # `built_once` writes it
-
-    def build(self):
-        """Weight and bias with the noise in them; in eval mode, their means."""
-        if not self.training:
-            return self.weight, self.bias
-        of_inputs, of_outputs = self.noise.split([self.weight.shape[1], self.weight.shape[0]])
-        weight = torch.addcmul(self.weight, self.weight_sigma, of_outputs.outer(of_inputs))
-        return weight, torch.addcmul(self.bias, self.bias_sigma, of_outputs)
+        self.register_buffer("noise", torch.zeros(n_in + n_out))  # of inputs, then of outputs
 
     def forward(self, x):
-        weight, bias = self.built or self.build()
+        if not self.training:
+            return nn.functional.linear(x, self.weight, self.bias)
+        of_inputs, of_outputs = self.noise.split([self.weight.shape[1], self.weight.shape[0]])
+        weight = torch.addcmul(self.weight, self.weight_sigma, of_outputs.outer(of_inputs))
+        bias = torch.addcmul(self.bias, self.bias_sigma, of_outputs)
         return nn.functional.linear(x, weight, bias)
-
-
-@contextmanager
-def built_once(agent):
-    """In this context the noisy layers build their weights once, at its beginning, not in each forward pass."""
-    layers = [layer for layer in agent.modules() if isinstance(layer, NoisyLinear)]
-    for layer in layers:
-        layer.built = layer.build()
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.built = None
 
 
 def noise_of(agent):
@@ -278,7 +256,7 @@ def noise_of(agent):
 
 
 def set_noise(agent, normal):
-    """Gives each noisy layer its part of one vector x of standard normal noise, as sign(x) sqrt|x|."""
+    """Gives each noisy layer its part of one vector x of normal noise, as sign(x) sqrt|x|."""
     buffers = noise_of(agent)
     noise = normal.sign() * normal.abs().sqrt()
     torch._foreach_copy_(buffers, noise.split([len(buffer) for buffer in buffers]))
@@ -286,12 +264,12 @@ def set_noise(agent, normal):
 
 def to_pixels(obs):
     """uint8 [B, C, H, W] -> float32 [B, C, H, W] in 0..1, in the layout of the convolutions."""
-    return obs.contiguous(memory_format=torch.channels_last).float() / 255  # moving bytes is cheaper than floats
+    return obs.contiguous(memory_format=torch.channels_last).float() / 255  # moves bytes, not floats
 
 
 @torch.no_grad()
 def act(agent, obs):
-    """The actions of the greatest expected return; the noise of the layers explores. uint8 [B, ...] -> dict of [B]."""
+    """The actions of the greatest expected return. The layers' noise explores. uint8 [B, ...] -> dict of [B]."""
     values, actions = agent.values(agent(to_pixels(obs))).max(-1)
     return {"actions": actions, "values": values}
 
@@ -299,9 +277,9 @@ def act(agent, obs):
 # ---- 5. The method ----
 @torch.no_grad()
 def sam_perturb(params, rho):
-    """Climbs to the worst point nearby, w + rho g / |g|. Returns the tensors of w, which stay as they are. Paper: 3.2.
+    """Climbs to the worst point nearby, w + rho g / |g|. Returns the tensors of w, unchanged. Paper: 3.2.
 
-    Careful: one norm over all that is perturbed together, also over noise scales (sigma) where there are any.
+    Careful: one norm over all that is perturbed, also over noise scales (sigma) where there are any.
     """
     gradients = [param.grad for param in params]
     scale = rho / (nn.utils.get_total_norm(gradients) + 1e-12)
@@ -312,53 +290,53 @@ def sam_perturb(params, rho):
 
 
 def sam_restore(params, saved):
-    """Goes back to where `sam_perturb` came from, exactly; subtracting what was added is not exact."""
+    """Goes back to w exactly; subtracting what was added is not exact."""
     for param, before in zip(params, saved, strict=True):
         param.data = before
 
 
 @torch.no_grad()
 def reset_head(agent, target, fresh):
-    """Writes one fresh head over the head of the online network and over that of the target network. Paper: 5.1."""
+    """Writes the same fresh head over that of the online and of the target network. Paper: 5.1."""
     for network in (agent, target):
         torch._foreach_copy_(list(network.head.parameters()), list(fresh.head.parameters()))
 
 
 @torch.no_grad()
 def shrink_and_perturb(module, fresh, alpha):
-    """alpha old + (1 - alpha) fresh, in place. Paper: arXiv:1910.08475; at each reset: D'Oro et al. 2023."""
+    """alpha old + (1 - alpha) fresh, in place. Paper: arXiv:1910.08475; at resets: D'Oro et al. 2023."""
     torch._foreach_lerp_(list(module.parameters()), list(fresh.parameters()), 1 - alpha)
 
 
 @torch.no_grad()
 def forget_moments(optimizer, params):
-    """Starts Adam afresh for these parameters, in place: moments and step counts are zero as at the start."""
+    """Starts Adam afresh for these parameters, in place: its moments and step counts become zero."""
     for param in params:
         for value in optimizer.state[param].values():
             value.zero_()
 
 
 def random_shift(images, offsets, pad):
-    """Moves each image by offsets - pad pixels and repeats its border. uint8 [B, 4, H, W], int64 [B, 2] -> as images.
+    """Moves each image by offsets - pad pixels; repeats its border. uint8 [B, 4, H, W], int64 [B, 2] -> as images.
 
-    Paper: DrQ, arXiv:2004.13649: pad by repeating the border, then crop at (row, column) = offsets in 0..2 pad.
+    Paper: DrQ, arXiv:2004.13649: pad by repeating the border, crop at (row, column) = offsets in 0..2 pad.
     """
     batch, _, height, width = images.shape
     rows = (torch.arange(height, device=images.device) + offsets[:, :1] - pad).clamp(0, height - 1)  # [B, H]
     columns = (torch.arange(width, device=images.device) + offsets[:, 1:] - pad).clamp(0, width - 1)  # [B, W]
     index = rows[:, :, None] * width + columns[:, None, :]  # [B, H, W]
-    pixels = images.permute(0, 2, 3, 1).contiguous().view(torch.int32)  # a pixel's four bytes move as one
+    pixels = images.permute(0, 2, 3, 1).contiguous().view(torch.int32)  # four bytes as one
     shifted = pixels.view(batch, -1).gather(1, index.flatten(1)).view(batch, height, width, 1)
     return shifted.view(torch.uint8).permute(0, 3, 1, 2)
 
 
 def random_intensity(images, noise):
-    """Makes each image brighter or darker by 5 % times its noise, clipped to +-2. [B, C, H, W], [B] -> [B, C, H, W]."""
+    """Brightens each image by 5 % times its noise, clipped to +-2. [B, C, H, W], [B] -> [B, C, H, W]."""
     return images * (1 + 0.05 * noise.clamp(-2, 2)).view(-1, 1, 1, 1)
 
 
 def augmented(obs, offsets, noise, args):
-    """What is learned from: shifted and dimmed pixels. uint8 [B, 4, 84, 84], [B, 2], [B] -> [B, 4, 84, 84]."""
+    """Shifted and dimmed pixels. uint8 [B, 4, 84, 84], [B, 2], [B] -> float32 [B, 4, 84, 84]."""
     if not args.augment:
         return to_pixels(obs)
     return random_intensity(to_pixels(random_shift(obs, offsets, PAD)), noise)
@@ -369,35 +347,34 @@ PAD = 4  # an image is shifted by at most so many pixels
 
 
 def project_distribution(next_probs, rewards, bootstrap, support):
-    """Distribution of rewards + bootstrap * Z on the atoms of `support`. [B, atoms], [B], [B], [atoms] -> [B, atoms].
+    """Distribution of rewards + bootstrap * Z on `support`. [B, atoms], [B], [B], [atoms] -> [B, atoms].
 
-    bootstrap: gamma^n, or 0 where nothing follows. Each moved atom gives its mass to the two atoms around it, by
-    nearness. Paper: C51, arXiv:1707.06887, Algorithm 1.
+    bootstrap: gamma^n, or 0 where nothing follows. Each moved atom gives its mass to the two atoms around it,
+    by nearness. Paper: C51, arXiv:1707.06887, Algorithm 1.
     """
     spacing = (support[-1] - support[0]) / (len(support) - 1)
     moved = (rewards[:, None] + bootstrap[:, None] * support).clamp(support[0], support[-1])  # [B, atoms]
-    nearness = 1 - (moved[:, None, :] - support[:, None]).abs() / spacing  # [B, atoms to, atoms from]
+    nearness = 1 - (moved[:, None, :] - support[:, None]).abs() / spacing  # [B, to, from]
     return (nearness.clamp(min=0) * next_probs[:, None, :]).sum(-1)
 
 
 def rainbow_loss(agent, target, batch, offsets, intensity, args):
     """Importance-weighted cross-entropy to the projected target. -> loss [], cross-entropies [B].
 
-    offsets int64 [2, B, 2], intensity [2, B]: of the observations and of the next ones. Double Q-learning: the online
-    network chooses the next action (with its noise, and within SAM from where it climbed to), the target rates it.
+    offsets int64 [2, B, 2], intensity [2, B]: of the observations and of the next ones. Double Q-learning: the
+    online network chooses the next action (with its noise and, within SAM, where it climbed to), the target rates it.
     """
     rows = torch.arange(len(batch["actions"]), device=offsets.device)
     obs = augmented(batch["obs"], offsets[0], intensity[0], args)
     next_obs = augmented(batch["next_obs"], offsets[1], intensity[1], args)
-    with built_once(agent):
-        log_probs = agent(obs)  # [B, A, atoms]
-        with torch.no_grad():
-            next_actions = agent.values(agent(next_obs)).argmax(-1)
+    log_probs = agent(obs)  # [B, A, atoms]
     with torch.no_grad():
+        next_actions = agent.values(agent(next_obs)).argmax(-1)
         next_probs = target(next_obs)[rows, next_actions].exp()  # [B, atoms]
         targets = project_distribution(next_probs, batch["returns"], batch["bootstrap"], agent.support)
-    # Not gather: in older torch its deterministic gradient copies from the CPU, which a CUDA graph cannot record.
-    chosen = batch["actions"][:, None, None] == torch.arange(log_probs.shape[1], device=offsets.device)[:, None]
+    # Not gather: in older torch its deterministic gradient breaks a CUDA graph.
+    every_action = torch.arange(log_probs.shape[1], device=offsets.device)
+    chosen = batch["actions"][:, None, None] == every_action[:, None]  # [B, A, 1]
     cross_entropy = -(targets * (chosen * log_probs).sum(1)).sum(-1)
     return (batch["weights"] * cross_entropy).mean(), cross_entropy.detach()
 
@@ -405,10 +382,10 @@ def rainbow_loss(agent, target, batch, offsets, intensity, args):
 class Replay:
     """All transitions of a run in order, on the training device. Frames are kept once; `gather` builds the stacks.
 
-    Row i: the newest frame of observation i, the row where its life began, the action, its reward, whether the life
-    ended with it. Row `size` is the observation under way. No row is ever dropped.
-    A row can be sampled once the n rows from it on are there, and the observation after them. Reference code:
-    per_buffer.py:108-131, where that window slides over the ends of lives and is cut at the first.
+    Row i: the newest frame of observation i, the row where its life began, the action, its reward, whether the
+    life ended with it. Row `size` is the observation under way. No row is ever dropped. A row can be sampled
+    once the n rows from it on and the observation after them are there: a window that slides over the ends of
+    lives and is cut at the first. Reference code: per_buffer.py:108-131.
     """
 
     def __init__(self, capacity, obs_shape, args, device, path):
@@ -418,14 +395,14 @@ class Replay:
         self.rows = {}
         for name in self.row.names:
             self.rows[name] = torch.from_numpy(np.zeros(capacity + 1, self.row[name])).to(device)
-        # In units of 2^-32: sums of whole numbers are exact, and the same in any order.
-        self.priorities = torch.zeros(capacity + 1, dtype=torch.int64, device=device)  # 0: cannot be sampled
-        self.greatest = torch.tensor(2**32, device=device)  # the running maximum, which new rows get
-        self.size = self.first = self.start = 0  # first: the row after the last break; start: where this life began
-        self.saved = 0  # rows in the file
+        # Priorities are in units of 2^-32: sums of whole numbers are exact. 0: cannot be sampled.
+        self.priorities = torch.zeros(capacity + 1, dtype=torch.int64, device=device)
+        self.greatest = torch.tensor(2**32, device=device)  # the greatest so far, which new rows get
+        self.size = self.saved = 0  # rows, and how many of them are in the file
+        self.first = self.start = 0  # rows at which these environments and this life began
 
     def begin(self, frame):
-        """The first observation of new environments. The last rows of a life that they interrupt are dropped."""
+        """The first observation of new environments. The last rows of a life that they interrupt are lost."""
         if self.size and not self.rows["dones"][self.size - 1]:
             self.priorities[max(self.size - self.args.n_step, 0) : self.size] = 0
             self.first = self.size
@@ -448,22 +425,22 @@ class Replay:
             self.priorities[self.size - self.args.n_step] = self.greatest
 
     def sample(self, uniform, beta):
-        """One row from each of B equal shares of the priorities. uniform [B], beta [] -> rows [B], weights [B]."""
+        """A row from each of B equal shares of the priorities. uniform [B], beta [] -> rows [B], weights [B]."""
         cumulative = self.priorities.cumsum(0)
         total = cumulative[-1]
         shares = (torch.arange(len(uniform), device=self.device) + uniform) / len(uniform)
         points = (shares * total).long().clamp(max=total - 1)
-        index = torch.searchsorted(cumulative, points, right=True)  # the first row whose sum exceeds the point
+        index = torch.searchsorted(cumulative, points, right=True)  # first sum above the point
         probs, count = self.priorities[index] / total, (self.priorities > 0).sum()
         weights = (1 / (probs * count) + 1e-5) ** beta  # Reference code: per_buffer.py:175
         return index, (weights / weights.max()).float()
 
     def gather(self, index):
-        """Stacks, actions, n-step returns and their bootstrap factors of some rows. [B] -> dict of [B, ...]."""
+        """Stacks, actions, n-step returns and bootstrap factors of some rows. [B] -> dict of [B, ...]."""
         n_step, gamma = self.args.n_step, self.args.gamma
         both = torch.cat([index, index + n_step])
         stacks = both[:, None] + torch.arange(1 - self.frames_per_stack, 1, device=self.device)  # [2B, 4]
-        alive = stacks >= self.rows["starts"][both][:, None]  # zeros before a life's start, as when it was played
+        alive = stacks >= self.rows["starts"][both][:, None]  # zeros before the life's start
         frames = self.rows["frames"][stacks.clamp(min=0)] * alive[..., None, None]  # [2B, 4, H, W]
         obs, next_obs = frames.contiguous(memory_format=torch.channels_last).chunk(2)
         steps = torch.arange(n_step, device=self.device)
@@ -477,7 +454,7 @@ class Replay:
         return {"obs": obs, "next_obs": next_obs, "actions": actions, "returns": returns, "bootstrap": bootstrap}
 
     def prioritise(self, index, cross_entropy):
-        """Priorities from the losses. Reference code: per_buffer.py:215, of the loss and not of an error of values."""
+        """Priorities from the losses, not from errors of values. Reference code: per_buffer.py:215."""
         priorities = (cross_entropy.double() ** self.args.prioritized_replay_alpha * 2**32).long()
         self.priorities[index] = priorities
         self.greatest.copy_(torch.maximum(self.greatest, priorities.max()))
@@ -512,21 +489,21 @@ class Replay:
 
 
 # ---- 7. Update ----
-DRAWS = ("beta", "uniform", "noise", "offsets", "intensity")  # what an update is given besides its networks and replay
+DRAWS = ("beta", "uniform", "noise", "offsets", "intensity")  # the random numbers of an update
 
 
 def update(agent, target, optimizer, replay, draws, args):
-    """One gradient step on a prioritised batch, and the target network's step after it -> dict of detached [].
+    """One gradient step on a prioritised batch, and the target network's after it -> dict of detached [].
 
-    draws: beta [], uniform [B], noise [passes, 2, K], offsets [passes, 2, B, 2], intensity [passes, 2, B]. SAM has two
-    passes. The axis of 2: online and target network (noise), or observations and next ones.
+    draws: beta [], uniform [B], noise [passes, 2, K], offsets [passes, 2, B, 2], intensity [passes, 2, B].
+    SAM has two passes. The axis of 2: online and target network (noise), or observations and next ones.
     """
     index, weights = replay.sample(draws["uniform"], draws["beta"])
     batch = replay.gather(index)
     batch["weights"] = weights
 
     def gradient(i, params):
-        """Pass i: its gradient in param.grad, its loss, and new priorities. Reference code: both passes set them."""
+        """Pass i: the gradient in param.grad, and new priorities. Reference code: both passes set them."""
         for network, noise in zip((agent, target), draws["noise"][i], strict=True):
             set_noise(network, noise)
         loss, cross_entropy = rainbow_loss(agent, target, batch, draws["offsets"][i], draws["intensity"][i], args)
@@ -554,11 +531,14 @@ def update(agent, target, optimizer, replay, draws, args):
 
 def stacked(rows):
     """A list of {name: tensor} -> {name: tensor [len(rows), ...]}."""
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    stacks = {}
+    for name in rows[0]:
+        stacks[name] = torch.stack([row[name] for row in rows])
+    return stacks
 
 
 class Captured:
-    """A function of tensors that returns {name: tensor}: if `on`, three plain calls, then one CUDA graph."""
+    """A function of tensors -> {name: tensor}. If `on`: three plain calls, then one CUDA graph."""
 
     def __init__(self, function, on):
         self.function, self.on, self.calls, self.graph = function, on, 0, None
@@ -581,12 +561,12 @@ class Captured:
         for own, given in zip(self.inputs, inputs, strict=True):
             own.copy_(given)
         self.graph.replay()
-        return {name: value.clone() for name, value in self.outputs.items()}  # each replay overwrites the outputs
+        return {name: value.clone() for name, value in self.outputs.items()}  # a replay overwrites the outputs
 
 
 # ---- 8. Training and evaluation ----
 def train(args, make_envs=make_envs, make_agent=Agent):
-    """Trains to args.total_timesteps and returns the agent. Pass your own factories to change suite or network."""
+    """Trains and returns the agent. Pass your own factories to change the environments or the network."""
     args, device = set_up_torch(check(args))
     run = Run(args)
     envs = make_envs(args, "train", run.step)
@@ -601,10 +581,10 @@ def train(args, make_envs=make_envs, make_agent=Agent):
         replay = Replay(max(args.total_timesteps, run.step), obs_shape, args, device, run.folder / "replay.bin")
     except (MemoryError, RuntimeError) as error:
         fail(f"--total-timesteps {args.total_timesteps}: {str(error).splitlines()[0]}")
-    run.parts = {"agent": agent, "target": target, "optimizer": optimizer, "replay": replay}
-    run.parts.update(explore_rng=explore_rng, sample_rng=sample_rng, noise_rng=noise_rng, augment_rng=augment_rng)
-    run.parts["torch_rng"] = torch.default_generator  # draws the fresh networks of resets
-    run.restore()
+    parts = {"agent": agent, "target": target, "optimizer": optimizer, "replay": replay}
+    parts.update(explore_rng=explore_rng, sample_rng=sample_rng, noise_rng=noise_rng)
+    parts.update(augment_rng=augment_rng, torch_rng=torch.default_generator)
+    run.restore(parts)
     graphs = args.cuda_graphs and device.type == "cuda"
     optimizer.param_groups[0]["capturable"] = graphs  # the checkpoint's may be of another device
     noise_size = sum(len(noise) for noise in noise_of(agent))
@@ -630,32 +610,34 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     def learn(*draws):
         return update(agent, target, optimizer, replay, dict(zip(DRAWS, draws, strict=True)), args)
 
-    learner = Captured(learn, graphs)
-    policy = Captured(partial(act, target), graphs)  # Reference code: base.py:107, the target network explores
+    # The target network acts. Reference code: base.py:107.
+    learner, policy = Captured(learn, graphs), Captured(partial(act, target), graphs)
     obs, _ = envs.reset()
     replay.begin(obs[0, -1])
     rewards, losses, seconds = [], [], 0.0  # since the last log line
     with run:
         while True:
             last = run.step >= args.total_timesteps
-            if run.evaluation_due():  # at the top, so that an interrupted one is made after a resume
+            if run.evaluation_due():  # also after a resume, if it was interrupted
                 episodes = args.final_eval_episodes if last else args.eval_episodes
                 run.log(compare([target], replace(args, eval_episodes=episodes), make_envs, run.tick))
                 run.evaluated = run.step
             if last:
                 break
 
-            # Act. The noise in the target network's layers is that of its last update.
+            # Act, with the noise of the last update in the layers.
             start = time.monotonic()
             if run.step < args.learning_starts:
                 actions = torch.randint(num_actions, (1,), generator=explore_rng)
             else:
                 actions = policy(torch.as_tensor(obs).to(device))["actions"]
-            obs, reward, terminated, truncated, info = envs.step(actions.cpu().numpy())
-            ended = bool(terminated[0] | truncated[0])  # Reference code: a time limit ends a game like a failure does
-            life_lost = bool(info.get("life_lost", [False])[0])
+            actions = actions.cpu().numpy()
+            obs, reward, terminated, truncated, info = envs.step(actions)
+            # Reference code: a time limit ends a game like a failure does.
+            ended = bool(terminated[0] | truncated[0])
+            done = ended or bool(info.get("life_lost", [False])[0])
             clipped = float(np.sign(reward[0]))
-            replay.add(int(actions[0]), clipped, ended or life_lost, obs[0, -1])
+            replay.add(int(actions[0]), clipped, done, obs[0, -1])
             rewards.append(clipped)
             run.step += 1
 
@@ -664,7 +646,8 @@ def train(args, make_envs=make_envs, make_agent=Agent):
                 first = args.replay_ratio * (run.step - args.learning_starts) + 1
                 for number in range(first, first + args.replay_ratio):
                     losses.append(learner(*draw(number)))
-                    if args.reset_every > 0 and number % args.reset_every == 0 and run.step < args.total_timesteps:
+                    due = args.reset_every > 0 and number % args.reset_every == 0
+                    if due and run.step < args.total_timesteps:
                         fresh = make_agent(envs, args).to(device)
                         reset_head(agent, target, fresh)
                         for network in (agent, target):
@@ -678,14 +661,14 @@ def train(args, make_envs=make_envs, make_agent=Agent):
                 run.log({"charts/episodic_return": episode_return, "charts/episodic_length": length})
             exact = ended and run.passed(args.exact_every, run.exact_step)
             if exact or run.step % 1000 == 0 or run.step >= args.total_timesteps:
-                run.log({"charts/reward": sum(rewards) / len(rewards), "charts/frames": 4 * run.step})
-                run.log({"charts/SPS": len(rewards) / seconds})
+                run.log({"charts/reward": sum(rewards) / len(rewards)})
+                run.log({"charts/SPS": len(rewards) / seconds, "charts/frames": 4 * run.step})
                 if losses:
                     for key, value in stacked(losses).items():
                         run.log({f"losses/{key}": value.mean().item()})
                 rewards, losses, seconds = [], [], 0.0
             run.tick(1)
-            if exact:  # in every run, or a resumed one would differ
+            if exact:  # in every run, resumed or not
                 envs.close()
                 envs = make_envs(args, "train", run.step)
                 obs, _ = envs.reset()
@@ -699,12 +682,13 @@ def train(args, make_envs=make_envs, make_agent=Agent):
 
 
 def evaluate(agent, args, make_envs, split, tick=lambda: None):
-    """Returns [args.eval_episodes] of greedy games, drawn by args.eval_seed. Touches no random stream of training.
+    """Returns [args.eval_episodes] of greedy games drawn by args.eval_seed.
 
-    Paper: the target network, no noise, a random action now and then; a lost life empties the stack, no more.
-    Each environment plays the same number of first games, so that short ones are not favoured.
+    Paper: no noise, a random action now and then, and a lost life empties the stack, no more. Each environment
+    plays the same number of first games, so that short ones are not favoured. No random stream of training is touched.
     """
     num_envs = min(args.eval_envs, args.eval_episodes)
+    quota = args.eval_episodes // num_envs
     args = replace(args, seed=args.eval_seed, num_envs=num_envs)
     envs, explore_rng = make_envs(args, split), torch.Generator().manual_seed(args.eval_seed)
     device, num_actions = next(agent.parameters()).device, int(envs.single_action_space.n)
@@ -719,15 +703,15 @@ def evaluate(agent, args, make_envs, split, tick=lambda: None):
         obs, _, _, _, info = envs.step(actions)
         for n, episode_return, _ in info["episodes"]:
             returns[n].append(episode_return)
-        active = [n for n in active if len(returns[n]) < args.eval_episodes // num_envs]  # the others idle
+        active = [n for n in active if len(returns[n]) < quota]  # the others idle
         tick()
     envs.close()
     agent.train()
-    return np.array([own[: args.eval_episodes // num_envs] for own in returns]).flatten()
+    return np.array([own[:quota] for own in returns]).flatten()
 
 
 def compare(agents, args, make_envs, tick=lambda: None):
-    """{key: number} to log: the mean return of the one agent."""
+    """{key: number} to log: the mean return of the one agent there is."""
     return {"eval/test_return": float(evaluate(agents[0], args, make_envs, "test", tick).mean())}
 
 
@@ -735,34 +719,39 @@ def compare(agents, args, make_envs, tick=lambda: None):
 class Run:
     """A run: its step, its folder, the `parts` that its checkpoints hold, its log and its progress bar.
 
-    Environments cannot be saved: they start afresh after a resume, and in every run at multiples of --exact-every. So a
-    run resumed from such a point repeats the uninterrupted one bit for bit; from any other point it continues.
+    Environments cannot be saved. They start afresh after a resume, and in every run at multiples of
+    --exact-every. A run resumed from such a point repeats the uninterrupted one bit for bit.
     """
 
     def __init__(self, args):
-        self.args, self.parts, self.handlers, self.stop = args, {}, {}, 0
+        self.args, self.handlers, self.stop = args, {}, 0
         name = f"{args.env_id}__{args.exp_name}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
         self.folder = Path(args.resume or Path(args.runs_dir) / name)
         self.about = describe(args)
         self.state = {"step": 0, "evaluated": 0, "exact_step": 0, "exact": True, "metrics_bytes": 0}
         if args.resume:
             self.state = load_checkpoint(self.folder)
-            saved, now = self.state["about"], self.about
-            changed = {name: value for name, value in now["args"].items() if value != saved["args"].get(name)}
-            for name in changed:
-                if not name.startswith(MAY_CHANGE):
-                    fail(f"--{name.replace('_', '-')} is {saved['args'].get(name)} in that run and stays so")
-            now["sessions"][0]["changed"] = changed
-            self.about = {**saved, "args": now["args"], "sessions": saved["sessions"] + now["sessions"]}
-        self.step, self.evaluated = self.state["step"], self.state["evaluated"]  # now, and at the last evaluation
-        self.exact_step, self.exact = self.state["exact_step"], self.state["exact"]  # exact: nothing happened since
+            saved, session = self.state["about"], self.about["sessions"][0]
+            for name, value in self.about["args"].items():
+                before = saved["args"][name]
+                if value != before:
+                    session["changed"][name] = value
+                    if not name.startswith(MAY_CHANGE):
+                        fail(f"--{name.replace('_', '-')} is {before} in that run and stays so")
+            sessions = [*saved["sessions"], session]
+            self.about = {**saved, "args": self.about["args"], "sessions": sessions}
+        self.step = self.state["step"]  # steps of each agent
+        self.evaluated = self.state["evaluated"]  # step of the last evaluation
+        self.exact_step = self.state["exact_step"]  # step at which environments started afresh
+        self.exact = self.state["exact"]  # nothing was played or learned since then
         if self.step >= args.total_timesteps and not self.evaluation_due():
             fail(f"{self.folder} is finished at step {self.step}: raise --total-timesteps")
 
-    def restore(self):
-        """Puts what the checkpoint holds into the parts."""
+    def restore(self, parts):
+        """Takes what checkpoints hold; if the run is resumed, gives these parts their state back."""
+        self.parts = parts
         if self.args.resume:
-            for name, part in self.parts.items():
+            for name, part in parts.items():
                 load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
                 load(self.state[name])
             before, now = self.about["sessions"][-2:]
@@ -771,7 +760,7 @@ class Run:
             print(f"step {self.step}: {how}", flush=True)
 
     def __enter__(self):
-        """Opens the run's files. From here on, a signal ends the run at its next tick, with a checkpoint."""
+        """Opens the files. From here on, a signal ends the run at its next tick, with a checkpoint."""
         try:
             self.folder.mkdir(parents=True, exist_ok=bool(self.args.resume))
             self.metrics = open(self.folder / "metrics.csv", "a", buffering=1)
@@ -780,7 +769,7 @@ class Run:
             why = "another process is running it" if isinstance(error, BlockingIOError) else error.strerror
             fail(f"{self.folder} cannot be written: {why}")
         if self.args.resume:  # what was logged after the checkpoint is done again
-            self.metrics.truncate(min(self.state["metrics_bytes"], os.path.getsize(self.metrics.name)))
+            self.metrics.truncate(self.state["metrics_bytes"])
         else:
             self.metrics.write("step,key,value\n")
             shutil.copy(__file__, self.folder)
@@ -794,10 +783,9 @@ class Run:
             self.wandb = wandb.init(**about, resume="allow", sync_tensorboard=True)
         self.events = SummaryWriter(str(self.folder), purge_step=self.step + 1)
         self.saved_at = time.monotonic()
-        steps = {"initial": self.step, "total": self.args.total_timesteps, "unit": "step", "unit_scale": True}
-        self.bar = tqdm(**steps, dynamic_ncols=True, disable=not sys.stderr.isatty())
-        if threading.current_thread() is threading.main_thread():  # Python takes no handlers elsewhere
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # SIGUSR1: Slurm's time limit is near
+        self.bar = tqdm(initial=self.step, total=self.args.total_timesteps, unit_scale=True, disable=None)
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # SIGUSR1: Slurm's time is nearly over
                 self.handlers[number] = signal.signal(number, self.on_signal)
 
     def __exit__(self, *_):
@@ -814,33 +802,38 @@ class Run:
         signal.signal(number, self.handlers[number])
 
     def tick(self, steps=0):
-        """Counts steps that were played or learned from. The state is whole here, so here a signal ends the run."""
+        """Counts steps played or learned from. The state is whole here, so here a signal ends the run."""
         self.exact = self.exact and steps == 0
         self.bar.update(steps)
         if self.stop:
             self.save()
-            print(f"stopped by {signal.Signals(self.stop).name}; continue with --resume {self.folder}", flush=True)
+            name = signal.Signals(self.stop).name
+            print(f"stopped by {name}; continue with --resume {self.folder}", flush=True)
             sys.exit(128 + self.stop)
 
     def log(self, values):
-        """Writes {key: number} to metrics.csv and TensorBoard. A number that is not finite ends the program."""
+        """Writes {key: number} to metrics.csv and TensorBoard. One that is not finite ends the program."""
         for key, value in values.items():
             if not np.isfinite(value):
-                sys.exit(f"error: {key} is {value} at step {self.step}; {self.folder}/checkpoint.pt is from before it")
+                self.fail(f"{key} is {value}")
             self.metrics.write(f"{self.step},{key},{value}\n")
             self.events.add_scalar(key, value, self.step)
         if "charts/episodic_return" in values:
-            self.bar.set_postfix_str(f"return {values['charts/episodic_return']:.2f}", refresh=False)
-            if self.bar.disable:  # there is no terminal
-                print(f"step {self.step} of {self.args.total_timesteps}: {self.bar.postfix}", flush=True)
+            text = f"return {values['charts/episodic_return']:.2f}"
+            self.bar.set_postfix_str(text, refresh=False)
+            if self.bar.disable:  # tqdm is silent where there is no terminal
+                print(f"step {self.step} of {self.args.total_timesteps}: {text}", flush=True)
+
+    def fail(self, what):
+        sys.exit(f"error: {what} at step {self.step}; {self.folder}/checkpoint.pt is from before it")
 
     def passed(self, every, last):
         """Whether a multiple of `every` (0: never) was passed since the step `last`."""
         return every > 0 and self.step // every > last // every
 
     def evaluation_due(self):
-        last = self.args.eval_every > 0 and self.step >= self.args.total_timesteps and self.step > self.evaluated
-        return last or self.passed(self.args.eval_every, self.evaluated)
+        every, last = self.args.eval_every, self.step >= self.args.total_timesteps
+        return self.passed(every, self.evaluated) or (last and every > 0 and self.step > self.evaluated)
 
     def save_due(self):
         late = time.monotonic() > self.saved_at + 60 * self.args.save_minutes
@@ -853,10 +846,12 @@ class Run:
         state = {"script": Path(__file__).stem, "step": self.step, "evaluated": self.evaluated}
         state.update(exact=self.exact, exact_step=self.exact_step)
         for name, part in self.parts.items():
-            state[name] = part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
-            numbers = [value for value in tree_leaves(state[name]) if isinstance(value, torch.Tensor | float)]
-            if not all(torch.as_tensor(value).isfinite().all() for value in numbers):
-                sys.exit(f"error: {name} is not finite at step {self.step}; {self.folder}/checkpoint.pt is from before")
+            save = part.get_state if isinstance(part, torch.Generator) else part.state_dict
+            state[name] = save()
+            for value in tree_leaves(state[name]):
+                number = isinstance(value, torch.Tensor | float)
+                if number and not torch.as_tensor(value).isfinite().all():
+                    self.fail(f"{name} is not finite")
         os.fsync(self.metrics.fileno())
         state["metrics_bytes"] = os.path.getsize(self.metrics.name)
         buffer = io.BytesIO()
@@ -891,7 +886,7 @@ def load_checkpoint(folder):
 
 
 def load_agents(args, state, make_envs=make_envs, make_agent=Agent):
-    """The agent of a checkpoint in a list, for `evaluate` and `act`: the target network, which acts."""
+    """The agents of a checkpoint as a list, for `evaluate` and `act`: the target network alone."""
     args, device = set_up_torch(args)
     envs = make_envs(replace(args, num_envs=1), "test")
     agent = make_agent(envs, args).to(device)
@@ -901,22 +896,19 @@ def load_agents(args, state, make_envs=make_envs, make_agent=Agent):
 
 
 def describe(args):
-    """What args.json says: all that it takes to make the run again. `sessions` has an entry for each start."""
-
-    def shell(command):
-        folder = Path(__file__).resolve().parent
-        return subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True).stdout.strip()
-
-    gpu = torch.cuda.get_device_name() if args.cuda and torch.cuda.is_available() else None
-    cpu = shell("lscpu | sed -n 's/^Model name: *//p'") or shell("sysctl -n machdep.cpu.brand_string")
-    about = {
-        "command": sys.argv,
-        "commit": shell("git describe --always --dirty --abbrev=40 --exclude '*'"),
-        "hardware": {"gpu": gpu, "cpu": cpu, "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
-        "python": platform.python_version(),
-        "packages": {package.name: package.version for package in distributions()},
-    }
-    return {**about, "args": json.loads(json.dumps(asdict(args))), "sessions": [{**about, "changed": {}}]}
+    """What args.json says: all that it takes to make the run again, with a session for each start."""
+    folder = Path(__file__).resolve().parent
+    git = f"git -C '{folder}' describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null"
+    cpu = "{ lscpu | sed -n 's/^Model name: *//p' | grep . || sysctl -n machdep.cpu.brand_string; } 2>/dev/null"
+    hardware = {"gpu": None, "cpu": subprocess.getoutput(cpu), "cores": os.cpu_count()}
+    hardware["torch_threads"] = torch.get_num_threads()
+    if args.cuda and torch.cuda.is_available():
+        hardware["gpu"] = torch.cuda.get_device_name()
+    about = {"command": sys.argv, "commit": subprocess.getoutput(git), "hardware": hardware}
+    about["python"] = platform.python_version()
+    about["packages"] = {package.name: package.version for package in distributions()}
+    session = {**about, "changed": {}}  # changed: the arguments that a resume changed
+    return {**about, "args": json.loads(json.dumps(asdict(args))), "sessions": [session]}
 
 
 def set_up_torch(args):
@@ -924,26 +916,28 @@ def set_up_torch(args):
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     if args.precision == "auto":
         args = replace(args, precision="tf32" if device.type == "cuda" else "fp32")
-    print(f"{args.precision} on {torch.cuda.get_device_name() if device.type == 'cuda' else 'the CPU'}", flush=True)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "the CPU"
+    print(f"{args.precision} on {name}", flush=True)
     torch.backends.cudnn.conv.fp32_precision = "tf32" if args.precision == "tf32" else "ieee"
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     torch.backends.cudnn.benchmark = not args.torch_deterministic
     torch.use_deterministic_algorithms(args.torch_deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory that was not written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads it
     return args, device
 
 
-# Beginnings of the names of arguments that a resumed run may change. Learning depends on total_timesteps alone: beta.
+# Arguments that a resumed run may change begin with these. Of these, learning depends on total_timesteps alone (beta).
 MAY_CHANGE = ("resume", "total_timesteps", "eval_", "final_eval_", "save_", "runs_dir", "cuda", "track", "wandb_")
-POSITIVE = ("total_timesteps", "num_envs", "replay_ratio", "batch_size", "n_step", "eval_episodes", "eval_envs")
-SMALLEST = dict.fromkeys((*POSITIVE, "final_eval_episodes"), 1)
-SMALLEST.update(v_min=-sys.maxsize, v_max=-sys.maxsize, n_atoms=2, max_grad_norm=1e-6)
-SHARES = ("gamma", "tau", "shrink_perturb", "eval_epsilon", "prioritized_replay_beta")
+POSITIVE = ("total_timesteps", "replay_ratio", "num_envs", "batch_size", "n_step")
+POSITIVE += ("eval_episodes", "final_eval_episodes", "eval_envs")
+SMALLEST = {**dict.fromkeys(POSITIVE, 1), "n_atoms": 2, "max_grad_norm": 1e-6}
+SMALLEST.update(v_min=-sys.maxsize, v_max=-sys.maxsize)
+SHARES = ("gamma", "tau", "shrink_perturb", "prioritized_replay_beta", "eval_epsilon")
 LARGEST = dict.fromkeys((*SHARES, "num_envs"), 1)
 
 
 def check(args):
-    """The arguments in one spelling; or the program ends with one line that says what makes no sense."""
+    """The arguments in one spelling. Ends the program with one line if one of them makes no sense."""
     for name, value in vars(args).items():
         low, high = SMALLEST.get(name, 0), LARGEST.get(name, sys.maxsize)
         if isinstance(value, int | float) and not low <= value <= high:
@@ -953,7 +947,7 @@ def check(args):
     if game not in games:
         nearest = games[difflib.get_close_matches(game, games, n=1, cutoff=0)[0]]
         fail(f"--env-id {args.env_id}: no such game, {nearest} is nearest of {' '.join(GAMES)}")
-    if args.v_max <= args.v_min:
+    if args.v_max < args.v_min + 1e-6:
         fail(f"--v-max {args.v_max}: has to be more than --v-min {args.v_min}")
     if args.learning_starts <= args.n_step:
         fail(f"--learning-starts {args.learning_starts}: has to be more than --n-step {args.n_step}")
@@ -1001,7 +995,7 @@ def main(flags=None, make_envs=make_envs, make_agent=Agent):
 
 
 if __name__ == "__main__":
-    threading.excepthook = lambda _: None  # on a full disk TensorBoard's thread fails too; one line is enough
+    threading.excepthook = lambda _: None  # TensorBoard's thread fails on a full disk too
     try:
         main()
     except OSError as error:

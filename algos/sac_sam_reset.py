@@ -345,9 +345,9 @@ def act(agent, obs, normal=None):
 # ---- 5. The method ----
 @torch.no_grad()
 def sam_perturb(params, rho):
-    """Climbs to the worst point nearby, w + rho g / |g|. Returns the tensors of w, which stay as they are. Paper: 3.2.
+    """Climbs to the worst point nearby, w + rho g / |g|. Returns the tensors of w, unchanged. Paper: 3.2.
 
-    Careful: one norm over all that is perturbed together, also over noise scales (sigma) where there are any.
+    Careful: one norm over all that is perturbed, also over noise scales (sigma) where there are any.
     """
     gradients = [param.grad for param in params]
     scale = rho / (nn.utils.get_total_norm(gradients) + 1e-12)
@@ -358,7 +358,7 @@ def sam_perturb(params, rho):
 
 
 def sam_restore(params, saved):
-    """Goes back to where `sam_perturb` came from, exactly; subtracting what was added is not exact."""
+    """Goes back to w exactly; subtracting what was added is not exact."""
     for param, before in zip(params, saved, strict=True):
         param.data = before
 
@@ -378,7 +378,7 @@ def reset_agent(agent, target, optimizer, fresh):
 
 @torch.no_grad()
 def forget_moments(optimizer, params):
-    """Starts Adam afresh for these parameters, in place: moments and step counts are zero as at the start."""
+    """Starts Adam afresh for these parameters, in place: its moments and step counts become zero."""
     for param in params:
         for value in optimizer.state[param].values():
             value.zero_()
@@ -924,20 +924,16 @@ def load_agents(args, state, make_envs=make_envs, make_agent=Agent):
 
 def describe(args):
     """What args.json says: all that it takes to make the run again, with a session for each start."""
-
-    def shell(command):
-        folder = Path(__file__).resolve().parent
-        return subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True).stdout.strip()
-
-    cpu = shell("lscpu | sed -n 's/^Model name: *//p'") or shell("sysctl -n machdep.cpu.brand_string")
-    gpu = torch.cuda.get_device_name() if args.cuda and torch.cuda.is_available() else None
-    about = {
-        "command": sys.argv,
-        "commit": shell("git describe --always --dirty --abbrev=40 --exclude '*'"),
-        "hardware": {"gpu": gpu, "cpu": cpu, "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
-        "python": platform.python_version(),
-        "packages": {package.name: package.version for package in distributions()},
-    }
+    folder = Path(__file__).resolve().parent
+    git = f"git -C '{folder}' describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null"
+    cpu = "{ lscpu | sed -n 's/^Model name: *//p' | grep . || sysctl -n machdep.cpu.brand_string; } 2>/dev/null"
+    hardware = {"gpu": None, "cpu": subprocess.getoutput(cpu), "cores": os.cpu_count()}
+    hardware["torch_threads"] = torch.get_num_threads()
+    if args.cuda and torch.cuda.is_available():
+        hardware["gpu"] = torch.cuda.get_device_name()
+    about = {"command": sys.argv, "commit": subprocess.getoutput(git), "hardware": hardware}
+    about["python"] = platform.python_version()
+    about["packages"] = {package.name: package.version for package in distributions()}
     session = {**about, "changed": {}}  # changed: the arguments that a resume changed
     return {**about, "args": json.loads(json.dumps(asdict(args))), "sessions": [session]}
 

@@ -115,16 +115,6 @@ def test_noisy_layer_entry_by_entry():
     assert layer.bias_sigma.unique().tolist() == pytest.approx([0.5 / 3**0.5])
 
 
-def test_noisy_weights_are_built_once_and_only_in_that_context():
-    layer, x = drq.NoisyLinear(5, 3, 0.5), torch.randn(2, 5)
-    drq.set_noise(layer, torch.randn(8))
-    before = layer(x)
-    with drq.built_once(layer):
-        drq.set_noise(layer, torch.randn(8))
-        torch.testing.assert_close(layer(x), before)
-    assert (layer(x) - before).abs().min() > 0
-
-
 def test_sam_climbs_rho_along_the_gradient_and_comes_back_exactly():
     matrix, w = torch.tensor([[3.0, 1.0], [1.0, 2.0]]), nn.Parameter(torch.tensor([1.0, -2.0]))
     before, gradient = w.detach().clone(), matrix @ w.detach()
