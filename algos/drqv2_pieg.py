@@ -731,7 +731,7 @@ class Replay:
         for name, values in self.rows.items():
             rows[name] = values[places].cpu()
         if not np.isfinite(rows["rewards"]).all():
-            sys.exit(f"error: a reward is not finite; {self.path} is as it was")
+            sys.exit(f"error: a reward is not finite at step {self.size} or before; {self.path} is as it was")
         self.path.touch()
         with open(self.path, "r+b") as file:
             # The row that was under way at the last save is always in the file: its checkpoint needs it.
