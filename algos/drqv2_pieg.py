@@ -129,6 +129,9 @@ class Args:
     wandb_project_name: str = "holdout"  # project for --track
     wandb_entity: str | None = None  # team for --track
 
+    def __post_init__(self):
+        self.eval_modes = tuple(self.eval_modes)  # args.json has a list
+
 
 # ---- 3. Environments ----
 # dm_control's suite without lqr, which has no time limit and no bounds of actions.
@@ -1231,7 +1234,7 @@ def check(args):
     own["total_timesteps"] = FRAMES // (args.action_repeat or 2)
     for name in own:
         own[name] = getattr(args, name) or own[name]
-    args = replace(args, env_id=task, eval_modes=tuple(args.eval_modes), **own)
+    args = replace(args, env_id=task, **own)
     smallest = {**dict.fromkeys(POSITIVE, 1), "learning_starts": args.n_step, "buffer_size": 2 * args.n_step + 4}
     for name, value in vars(args).items():
         low, high = smallest.get(name, 0), LARGEST.get(name, sys.maxsize)

@@ -722,6 +722,18 @@ def test_each_look_is_evaluated_and_logged(tmp_path, dmcgb):
     assert [row for row in logged if row[1] in keys] == [[str(step), key] for step in (16, 32, 48) for key in keys]
 
 
+@pytest.mark.filterwarnings("error")
+def test_looks_come_back_from_a_runs_file_as_they_were(tmp_path, dmcgb):
+    """JSON has no tuples, of which the command line warns."""
+    flags = ["--eval-every", "0", "--eval-modes", "color_easy", "--dmcgb-dir", str(dmcgb)]
+    go(tiny(tmp_path / "run", eval_modes=("color_easy",), dmcgb_dir=str(dmcgb), total_timesteps=13, eval_every=0))
+    args = pieg.load_checkpoint(folder_in(tmp_path / "run"))["about"]["args"]
+    assert args["eval_modes"] == ["color_easy"] and pieg.Args(**args).eval_modes == ("color_easy",)
+    for more in ([], flags):
+        resume = ["--resume", str(folder_in(tmp_path / "run")), "--total-timesteps", str(14 + len(more))]
+        pieg.main([*resume, *more], Envs, TinyPieg)
+
+
 def test_the_random_steps_fill_the_range(tmp_path):
     seen = []
 
