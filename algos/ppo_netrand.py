@@ -1,19 +1,19 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#     "envpool==1.2.5", "numpy==2.4.6", "PyQt5-Qt5==5.15.19", "tensorboard==2.21.0", "torch==2.14.0", "tqdm==4.70.1",
-#     "tyro==1.0.17",
+#     "envpool==1.2.5", "numpy==2.4.6", "PyQt5-Qt5==5.15.19", "tensorboard==2.21.0",
+#     "torch==2.14.0", "tqdm==4.70.1", "tyro==1.0.17",
 # ]
 # ///
-"""Network randomization on Procgen: PPO sees the game through a random convolution, a new one in each iteration.
-A feature-matching loss ties the features of this view to those of the clean view. What survives any colours remains.
+"""Network randomization on Procgen: PPO sees the game through a random convolution, a new one in each iteration. A
+feature-matching loss ties what it sees then to the clean view, so it learns features that no colour or texture changes.
 
 Paper: Lee et al. 2020, Network Randomization: A Simple Technique for Generalization in Deep Reinforcement Learning.
 Checked against github.com/pokaxpoka/netrand (8388251), losses and gradients; its Procgen settings: kaixin96/mixreg.
-Deviations: Procgen, whose CoinRun has a plain and a full look (--plain-look), where the authors split the themes of old
-CoinRun; their --no-norm-reward --anneal-lr --anneal-clip --num-envs 32 are off, as in ports to Procgen; initialisation,
-pooling and the place of Adam's epsilon are PyTorch's; the convolution spares the whole velocity box, 13 x 26 pixels,
-theirs 12 x 24; environments start afresh every --exact-every steps.
+Deviations: Procgen's CoinRun in a plain and a full look (--plain-look), where the authors split old CoinRun's themes;
+their --no-norm-reward --anneal-lr --anneal-clip --num-envs 32 are off, as in ports to Procgen; initialisation, pooling
+and the place of Adam's epsilon are PyTorch's; the convolution spares the whole velocity box, 13 x 26 pixels, theirs
+12 x 24; environments start afresh every --exact-every steps.
 
     python algos/ppo_netrand.py --env-id coinrun                 # the paper's CoinRun: hard, 500 levels
     python algos/ppo_netrand.py --env-id coinrun --plain-look    # trained on one look, evaluated on all
@@ -43,8 +43,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-# Before torch is imported: glibc returns freed memory to the kernel, and getting it back takes up to half the time on a
-# CPU. Here it keeps the memory (M_MMAP_THRESHOLD is -3, M_TRIM_THRESHOLD is -1; an old glibc refuses the first).
+# Before torch is imported. glibc returns freed memory to the kernel; getting it back takes up to half the time.
+# M_MMAP_THRESHOLD (-3) and M_TRIM_THRESHOLD (-1) make it keep the memory; an old glibc refuses the first.
 if sys.platform == "linux" and ctypes.CDLL(None).mallopt(-3, 2**30):
     ctypes.CDLL(None).mallopt(-1, 2**31 - 1)
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
@@ -61,19 +61,19 @@ from tqdm import tqdm
 # ---- 2. Arguments ----
 @dataclass
 class Args:
-    # The method. The paper and the authors' code have no mc_samples; 10 is our choice.
+    # The method. clean_prob: the authors' code (config.py:125). mc_samples: 10 is our choice.
     env_id: str = "coinrun"  # the game; unknown names print the valid ones
     netrand: bool = True  # the method; off: PPO
     fm_coef: float = 0.002  # beta, weight of the feature-matching loss
-    clean_prob: float = 0.1  # alpha, share of the iterations without a random kernel. Reference code: config.py:125
-    clean_mode: Literal["skip", "identity"] = "skip"  # a clean iteration still matches a random kernel, or the identity
+    clean_prob: float = 0.1  # alpha, share of the iterations without a random kernel
+    clean_mode: Literal["skip", "identity"] = "skip"  # clean iterations match a random kernel, or the identity
     keep_vel_info: bool = True  # the random convolution leaves a painted velocity box as it is
-    mc_samples: int = 10  # M, random kernels that the last evaluation averages over too (0: the clean policy only)
+    mc_samples: int = 10  # M, random kernels that the last evaluation averages over too (0: none)
     total_timesteps: int = 25_000_000  # steps, rounded up to whole rollouts
     distribution_mode: Literal["easy", "hard"] = "hard"  # difficulty of the levels
-    num_levels: int = -1  # training levels (-1: 500 in hard mode, 200 in easy mode; 0: all there are)
+    num_levels: int = -1  # training levels (-1: 500 in hard mode, 200 in easy; 0: all there are)
     start_level: int = 0  # first training level
-    plain_look: bool = False  # train on one theme without backgrounds, evaluate on the full look too (hard CoinRun)
+    plain_look: bool = False  # train on one theme without backgrounds, evaluate on all too (hard CoinRun)
     paint_vel_info: bool = False  # paint the velocity box that old CoinRun had (--plain-look does so too)
 
     # PPO. Reference code: config.py:56-61, train_random.py:43-49, random_ppo2.py:79-82, 149-153 and 287.
@@ -99,14 +99,14 @@ class Args:
     eval_every: int = 163_840  # steps between evaluations (0: never)
     eval_episodes: int = 128  # episodes per evaluation and set of levels
     final_eval_episodes: int = 128  # the same for the last evaluation
-    eval_seed: int = 42  # draws the evaluated levels, the same ones each time
+    eval_seed: int = 42  # draws the evaluated levels
 
     # The run.
     seed: int = 1  # same seed, machine, packages and number of threads: same weights, bit for bit
     exp_name: str = Path(__file__).stem  # part of the run folder's name
     runs_dir: str = "runs"  # where run folders are made
     resume: str | None = None  # run folder to continue
-    exact_every: int = 2_000_000  # steps between bit-for-bit checkpoints, where environments start afresh (0: never)
+    exact_every: int = 2_000_000  # steps between bit-for-bit checkpoints and fresh environments (0: never)
     save_minutes: float = 5.0  # minutes between the checkpoints in between (0: none)
     cuda: bool = True  # use a GPU if there is one
     cuda_required: bool = False  # refuse to run without a GPU
@@ -124,35 +124,31 @@ GAMES += ("jumper", "leaper", "maze", "miner", "ninja", "plunder", "starpilot")
 
 
 def make_envs(args, split, start=0):
-    """Vector environments of `split`, N of them, seeded by (args.seed, split, start).
+    """N environments of `split`, seeded by (args.seed, split, start).
 
-    "train": the args.num_levels training levels. "test": all levels there are. Both look as args.plain_look says.
-    "full_look": the training levels, in the order of "train", in the full look, so that only the look is new.
+    "train": the args.num_levels training levels. "test": all levels there are. See args.plain_look.
+    "full_look": the training levels, in the order of "train", in the full look: only the look is new.
     reset() -> obs uint8 [N, 3, 64, 64], info.
-    step(actions int64 [N]) -> obs, reward float32 [N], terminated bool [N], truncated bool [N], info.
-    The step that ends an episode returns the next episode's first observation. Each step returns a new array.
+    step(actions int64 [N]) -> obs, reward float32, terminated bool, truncated bool, all [N], info.
+    The step that ends an episode returns the next episode's first observation, in a new array.
     info["episodes"]: (environment, return, length) of the episodes that ended with the step.
     """
-    levels = (0, 0) if split == "test" else (args.num_levels, args.start_level)
-    plain = args.plain_look and split != "full_look"
+    num_levels = {"easy": 200, "hard": 500}[args.distribution_mode] if args.num_levels == -1 else args.num_levels
+    levels = (0, 0) if split == "test" else (num_levels, args.start_level)
     entropy = (args.seed, int(split == "test"), start)
-    envs = import_envpool().make_gymnasium(
-        f"{args.env_id.capitalize()}{args.distribution_mode.capitalize()}-v0",
-        num_envs=args.num_envs,
-        seed=int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1),
-        num_levels=levels[0],
-        start_level=levels[1],
-        restrict_themes=plain,  # of sprites and ground
-        use_backgrounds=not plain,
-        paint_vel_info=args.paint_vel_info or args.plain_look,
-    )
-    return SameStepReset(envs)
+    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
+    about = {"num_envs": args.num_envs, "num_levels": levels[0], "start_level": levels[1]}
+    plain = args.plain_look and split != "full_look"
+    about.update(restrict_themes=plain, use_backgrounds=not plain)  # themes: of sprites and ground
+    about.update(paint_vel_info=args.paint_vel_info or args.plain_look)
+    name = f"{args.env_id.capitalize()}{args.distribution_mode.capitalize()}-v0"
+    return SameStepReset(import_envpool().make_gymnasium(name, seed=seed, **about))
 
 
 class SameStepReset:
     """Resets an EnvPool environment in the step that ends its episode, and counts returns.
 
-    Careful: without this, EnvPool ignores the action after an episode's end and returns a transition without meaning.
+    Careful: without it, EnvPool ignores the action after an episode's end and returns a meaningless transition.
     """
 
     def __init__(self, envs):
@@ -178,7 +174,7 @@ class SameStepReset:
 
 
 def import_envpool():
-    """EnvPool, after the two Qt libraries that its Procgen draws with: the PyQt5-Qt5 package's, else the system's."""
+    """EnvPool, after the Qt libraries that its Procgen draws with: the PyQt5-Qt5 package's or the system's."""
     package = find_spec("PyQt5")
     folder = Path(package.submodule_search_locations[0]) / "Qt5" / "lib" if package else None
     try:
@@ -253,9 +249,9 @@ def orthogonal(layer, gain):
 
 @torch.no_grad()
 def act(agent, obs, noise):
-    """Samples from the policy. obs [N, ...], noise ~ Exp(1) [N, actions] -> dict of [N].
+    """Samples from the policy. [N, ...], Exp(1) noise [N, actions] -> dict of [N].
 
-    argmax_a p(a) / noise(a) is a sample of p. The noise is an input, so that a recorded CUDA graph stays random.
+    argmax_a p(a) / noise(a) is a sample of p. The noise is an input, so that a CUDA graph stays random.
     """
     logits, values = agent(obs)
     log_probs = logits.log_softmax(-1)  # [N, actions]
@@ -268,17 +264,17 @@ def act(agent, obs, noise):
 def random_kernel(generator):
     """A random convolution [3, 3, 3, 3] of standard deviation sqrt(2 / (27 + 27)), without a bias.
 
-    Paper: Glorot normal. Reference code: policies.py:286, TensorFlow's: values beyond two deviations are drawn again,
-    and the deviation before that is larger, so that the one that is left is as above.
+    Paper: Glorot normal. Reference code: policies.py:286, TensorFlow's. It draws again what is beyond
+    two deviations, of a normal that is wider, so that the deviation of what is left is as above.
     """
     std = (2 / (27 + 27)) ** 0.5 / 0.87962566103423978
     return nn.init.trunc_normal_(torch.empty(3, 3, 3, 3), std=std, a=-2 * std, b=2 * std, generator=generator)
 
 
 def randomise(obs, kernel, keep_box=False):
-    """The observations through the random convolution. [B, 3, H, W] in 0..1, [3, 3, 3, 3] -> [B, 3, H, W], unbounded.
+    """Observations in 0..1 through the random convolution. [B, 3, H, W], [3, 3, 3, 3] -> [B, 3, H, W].
 
-    keep_box: the velocity box, 13 x 26 pixels at the top left, is hidden from the convolution and stays as it is.
+    keep_box: the velocity box, 13 x 26 pixels at the top left, is black to it and stays as it is.
     """
     if not keep_box:
         return nn.functional.conv2d(obs, kernel, padding=1)
@@ -290,10 +286,10 @@ def randomise(obs, kernel, keep_box=False):
 
 
 def feature_matching_loss(h_random, h_clean):
-    """Mean squared distance of the randomised features to the clean ones. [B, D], [B, D] -> []. Paper: L_FM.
+    """Mean squared distance of the randomised features to the clean ones. [B, D] x 2 -> []. Paper: L_FM.
 
-    Careful: no gradient reaches the clean features.
-    Deviation: the mean over the features too, as in random_ppo2.py:107; the paper's squared norm is D times larger.
+    Careful: no gradient reaches the clean features. Deviation: the mean over the features too, as in
+    random_ppo2.py:107; the paper's squared norm is D times larger.
     """
     return (h_random - h_clean.detach()).square().mean()
 
@@ -307,12 +303,12 @@ def monte_carlo_policy(agent, obs, kernels):
 def netrand_loss(agent, kernel, clean, clip_coef, batch, args):
     """PPO's loss on what the policy acted on, plus the feature matching. -> loss [], dict of parts [].
 
-    clean: in this iteration the policy sees no kernel. Its features are matched all the same (random_ppo2.py:125).
+    clean: this iteration's policy sees no kernel. Its features are matched all the same (random_ppo2.py:125).
     """
     hidden = agent.features(batch["obs"], None if clean else kernel)  # [B, 256]
     logits, values = agent.heads(hidden)  # [B, A], [B]
     log_probs_all = logits.log_softmax(-1)
-    # Not gather: in older torch its deterministic gradient copies from the CPU, which a CUDA graph cannot record.
+    # Not gather: in older torch its deterministic gradient breaks a CUDA graph.
     log_probs = -nn.functional.nll_loss(log_probs_all, batch["actions"], reduction="none")
     policy_loss = clipped_policy_loss(log_probs, batch["log_probs"], batch["advantages"], clip_coef)
     value_clip = clip_coef if args.clip_vloss else float("inf")
@@ -334,21 +330,21 @@ def netrand_loss(agent, kernel, clean, clip_coef, batch, args):
 
 # ---- 6. Losses, targets, replay ----
 def clipped_policy_loss(log_probs, old_log_probs, advantages, clip_coef):
-    """Negative clipped surrogate. [B], [B], [B], float -> []. Paper: PPO, arXiv:1707.06347, eq. 7."""
+    """Negative clipped surrogate. [B] x 3, float -> []. Paper: PPO, arXiv:1707.06347, eq. 7."""
     ratio = (log_probs - old_log_probs).exp()
     return -torch.min(ratio * advantages, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantages).mean()
 
 
 def clipped_value_loss(values, old_values, returns, clip_coef):
-    """Half the squared error of the value, or of the one clipped around old_values if worse. [B] x 3, float -> []."""
+    """Half the squared error of the value, or of the clipped one if that is worse. [B] x 3, float -> []."""
     clipped = old_values + (values - old_values).clamp(-clip_coef, clip_coef)
     return 0.5 * torch.max((values - returns).square(), (clipped - returns).square()).mean()
 
 
 def compute_gae(rewards, values, dones, last_values, gamma, gae_lambda):
-    """GAE's advantages, and returns. [..., T, N] x 3, [..., N] -> [..., T, N] x 2. Paper: arXiv:1506.02438.
+    """GAE's advantages, and returns. [..., T, N] x 3, [..., N] -> [..., T, N] x 2.
 
-    dones[..., t, :]: an episode ended with step t.
+    dones[..., t, :]: an episode ended with step t. Paper: arXiv:1506.02438.
     """
     advantages, running = torch.zeros_like(rewards), torch.zeros_like(last_values)
     next_values = last_values
@@ -362,9 +358,9 @@ def compute_gae(rewards, values, dones, last_values, gamma, gae_lambda):
 
 
 class RewardNormaliser:
-    """Divides each agent's rewards by the running standard deviation of its discounted return; clips them to +-10.
+    """Divides rewards by the running deviation of the agent's discounted return; clips them to +-10.
 
-    Reference code: gym 0.23.1's NormalizeReward; the clip is baselines' VecNormalize's and MDPO's (main.py:48).
+    Reference code: gym 0.23.1's NormalizeReward; the clip is baselines' and MDPO's (main.py:48).
     """
 
     def __init__(self, num_agents, num_envs, gamma):
@@ -390,14 +386,14 @@ class RewardNormaliser:
 
 
 # ---- 7. Update ----
-CPU_BATCH = 256  # images per pass on a CPU; the gradients of a minibatch's passes add up to the minibatch's own
+CPU_BATCH = 256  # images per pass on a CPU; the passes' gradients add up to the minibatch's
 
 
 def update(agent, optimizer, kernel, clean, clip_coef, batch, args):
     """One gradient step on a minibatch: a dict of [B, ...] -> dict of detached [].
 
     kernel [3, 3, 3, 3] or None, clean: the iteration's, as in netrand_loss. clip_coef: float64 [], epsilon.
-    One backward pass per slice keeps memory low.
+    A backward pass per slice saves memory.
     """
     optimizer.zero_grad()
     advantages = batch["advantages"]
@@ -420,11 +416,14 @@ def update(agent, optimizer, kernel, clean, clip_coef, batch, args):
 
 def stacked(rows):
     """A list of {name: tensor} -> {name: tensor [len(rows), ...]}."""
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    stacks = {}
+    for name in rows[0]:
+        stacks[name] = torch.stack([row[name] for row in rows])
+    return stacks
 
 
 class Captured:
-    """A function of tensors that returns {name: tensor}: if `on`, three plain calls, then one CUDA graph."""
+    """A function of tensors -> {name: tensor}. If `on`: three plain calls, then one CUDA graph."""
 
     def __init__(self, function, on):
         self.function, self.on, self.calls, self.graph = function, on, 0, None
@@ -447,12 +446,12 @@ class Captured:
         for own, given in zip(self.inputs, inputs, strict=True):
             own.copy_(given)
         self.graph.replay()
-        return {name: value.clone() for name, value in self.outputs.items()}  # each replay overwrites the outputs
+        return {name: value.clone() for name, value in self.outputs.items()}  # a replay overwrites the outputs
 
 
 # ---- 8. Training and evaluation ----
 def train(args, make_envs=make_envs, make_agent=Agent):
-    """Trains to args.total_timesteps and returns the agent. Pass your own factories to change suite or network."""
+    """Trains and returns the agent. Pass your own factories to change the environments or the network."""
     args, device = set_up_torch(check(args))
     run = Run(args)
     envs = make_envs(args, "train", run.step)
@@ -460,16 +459,15 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     torch.manual_seed(seeds[0])
     shuffle_rng, noise_rng, kernel_rng = [torch.Generator().manual_seed(seed) for seed in seeds[1:]]
     agent = make_agent(envs, args).to(device)
-    # Tensors, so that a CUDA graph sees them change. Epsilon is in double precision, which rounds as a constant does.
+    # A CUDA graph sees tensors change. Epsilon is float64: it rounds as a Python number does.
     rate = torch.tensor(args.learning_rate, device=device)
     clip_coef = torch.tensor(args.clip_coef, device=device, dtype=torch.float64)
     kernel = torch.zeros(3, 3, 3, 3, device=device) if args.netrand else None  # the iteration's
     optimizer = torch.optim.Adam(agent.parameters(), lr=rate, eps=1e-5, fused=True)
     normaliser = RewardNormaliser(1, args.num_envs, args.gamma)
-    run.parts = {"agent": agent, "optimizer": optimizer, "normaliser": normaliser, "shuffle_rng": shuffle_rng}
-    run.parts.update(noise_rng=noise_rng, kernel_rng=kernel_rng)
-    run.parts["torch_rng"] = torch.default_generator  # for networks that draw random numbers themselves
-    run.restore()
+    parts = {"agent": agent, "optimizer": optimizer, "normaliser": normaliser, "kernel_rng": kernel_rng}
+    parts.update(noise_rng=noise_rng, shuffle_rng=shuffle_rng, torch_rng=torch.default_generator)
+    run.restore(parts)
     graphs = args.cuda_graphs and device.type == "cuda"
     group = optimizer.param_groups[0]
     group["lr"] = rate.copy_(group["lr"])  # the checkpoint's may be on another device
@@ -491,7 +489,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
         minibatch = {key: value[index] for key, value in batch.items()}
         return update(agent, optimizer, kernel, clean, clip_coef, minibatch, args)
 
-    # One of each for clean iterations (True) and one for the others (False): a CUDA graph has no branches.
+    # One of each for clean iterations and one for the others: a CUDA graph has no branches.
     views = {True: agent, False: partial(agent, kernel=kernel)}
     policies = {clean: Captured(partial(act, view), graphs) for clean, view in views.items()}
     learners = {clean: Captured(partial(learn, clean), graphs) for clean in views}
@@ -499,14 +497,14 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     with run:
         while True:
             last = run.step >= args.total_timesteps
-            if run.evaluation_due():  # at the top, so that an interrupted one is made after a resume
+            if run.evaluation_due():  # also after a resume, if it was interrupted
                 changes = {"eval_episodes": args.final_eval_episodes} if last else {"mc_samples": 0}
                 run.log(compare([agent], replace(args, **changes), make_envs, run.tick))
                 run.evaluated = run.step
             if last:
                 break
 
-            # Draw the kernel. Careful: one for the whole iteration, or PPO's ratios would compare two different inputs.
+            # Draw the kernel. Careful: one per iteration, or PPO's ratios would compare two inputs.
             start = time.monotonic()
             if args.netrand:
                 kernel.copy_(random_kernel(kernel_rng))
@@ -515,20 +513,21 @@ def train(args, make_envs=make_envs, make_agent=Agent):
                 nn.init.dirac_(kernel)  # nothing is left to match
 
             # Collect T steps from each environment.
-            finished = []  # (return, length) of the episodes that end in this rollout
+            finished = []  # (environment, return, length) of episodes that end now
             for t in range(args.num_steps):
                 obs = torch.as_tensor(next_obs).to(device)
                 noise = torch.empty(args.num_envs, num_actions).exponential_(generator=noise_rng)
                 row = policies[clean](obs, noise.to(device))
-                next_obs, reward, terminated, truncated, info = envs.step(row["actions"].cpu().numpy())
-                done = terminated | truncated  # Reference code: a time limit ends it too
+                actions = row["actions"].cpu().numpy()
+                next_obs, reward, terminated, truncated, info = envs.step(actions)
+                # Reference code: a time limit ends an episode like a failure does.
+                done = terminated | truncated
                 if args.norm_reward:
                     reward = normaliser(reward[None], done[None])[0]
                 row["obs"], row["dones"], row["rewards"] = obs, done, reward
                 for key, value in row.items():
                     rollout[key][t] = torch.as_tensor(value)
-                for _, episode_return, length in info["episodes"]:
-                    finished.append((episode_return, length))
+                finished.extend(info["episodes"])
                 run.tick(args.num_envs / 2)
 
             # Learn from them.
@@ -553,16 +552,18 @@ def train(args, make_envs=make_envs, make_agent=Agent):
 
             # Log and save.
             run.log({"charts/SPS": batch_size / (time.monotonic() - start), "charts/frames": run.step})
-            run.log({"charts/learning_rate": rate.item(), "charts/clean": float(clean)})
-            run.log({"charts/reward": rewards.mean().item()})
+            run.log({"charts/learning_rate": rate.item(), "charts/reward": rewards.mean().item()})
+            run.log({"charts/clean": float(clean)})
             for key, value in stacked(losses).items():
                 run.log({f"losses/{key}": value.mean().item()})
             unexplained = (returns - values).var() / returns.var()
             run.log({"losses/explained_variance": 1 - unexplained.nan_to_num(1, 1).item()})
             if finished:
-                means, suffix = np.mean(finished, axis=0).tolist(), "_clean" if clean else ""
-                run.log({f"charts/episodic_return{suffix}": means[0], f"charts/episodic_length{suffix}": means[1]})
-            if run.passed(args.exact_every, run.exact_step):  # in every run, or a resumed one would differ
+                _, episode_return, length = np.mean(finished, axis=0).tolist()
+                suffix = "_clean" if clean else ""
+                run.log({f"charts/episodic_return{suffix}": episode_return})
+                run.log({f"charts/episodic_length{suffix}": length})
+            if run.passed(args.exact_every, run.exact_step):  # in every run, resumed or not
                 envs.close()
                 envs = make_envs(args, "train", run.step)
                 next_obs, _ = envs.reset()
@@ -576,16 +577,17 @@ def train(args, make_envs=make_envs, make_agent=Agent):
 
 
 def evaluate(agent, args, make_envs, split, tick=lambda: None):
-    """Returns [args.eval_episodes] of sampled actions on fixed levels of `split`. Touches no random stream of training.
+    """Returns [args.eval_episodes] of sampled actions on fixed levels of `split`.
 
-    args.mc_samples: random kernels that the policy is averaged over, new ones at each step (0: the clean policy).
-    Each environment plays one episode, so that short ones are not favoured.
+    args.mc_samples: random kernels that each step's policy is averaged over (0: the clean policy).
+    Each environment plays one episode, so that short ones are not favoured. No random stream of training is touched.
     """
     args = replace(args, seed=args.eval_seed, num_envs=args.eval_episodes)
     envs, noise_rng = make_envs(args, split), torch.Generator().manual_seed(args.eval_seed)
     kernel_rng = torch.Generator().manual_seed(args.eval_seed)
     device, num_actions = next(agent.parameters()).device, int(envs.single_action_space.n)
-    active, actions, returns = list(range(args.num_envs)), np.zeros(args.num_envs, dtype=np.int64), {}
+    active, returns = list(range(args.num_envs)), {}
+    actions = np.zeros(args.num_envs, dtype=np.int64)
     agent.eval()
     obs, _ = envs.reset()
     while active:
@@ -608,7 +610,7 @@ def evaluate(agent, args, make_envs, split, tick=lambda: None):
 
 
 def compare(agents, args, make_envs, tick=lambda: None):
-    """{key: number} to log: the mean returns on all splits and the gap, of the Monte Carlo policy ("mc_") too."""
+    """{key: number} to log: the mean returns on all splits, and the gap; of the Monte Carlo policy too."""
     policies = {"eval/": replace(args, mc_samples=0)}
     if args.netrand and args.mc_samples > 0:
         policies["eval/mc_"] = args
@@ -624,34 +626,39 @@ def compare(agents, args, make_envs, tick=lambda: None):
 class Run:
     """A run: its step, its folder, the `parts` that its checkpoints hold, its log and its progress bar.
 
-    Environments cannot be saved: they start afresh after a resume, and in every run at multiples of --exact-every. So a
-    run resumed from such a point repeats the uninterrupted one bit for bit; from any other point it continues.
+    Environments cannot be saved. They start afresh after a resume, and in every run at multiples of
+    --exact-every. A run resumed from such a point repeats the uninterrupted one bit for bit.
     """
 
     def __init__(self, args):
-        self.args, self.parts, self.handlers, self.stop = args, {}, {}, 0
+        self.args, self.handlers, self.stop = args, {}, 0
         name = f"{args.env_id}__{args.exp_name}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
         self.folder = Path(args.resume or Path(args.runs_dir) / name)
         self.about = describe(args)
         self.state = {"step": 0, "evaluated": 0, "exact_step": 0, "exact": True, "metrics_bytes": 0}
         if args.resume:
             self.state = load_checkpoint(self.folder)
-            saved, now = self.state["about"], self.about
-            changed = {name: value for name, value in now["args"].items() if value != saved["args"].get(name)}
-            for name in changed:
-                if not name.startswith(MAY_CHANGE):
-                    fail(f"--{name.replace('_', '-')} is {saved['args'].get(name)} in that run and stays so")
-            now["sessions"][0]["changed"] = changed
-            self.about = {**saved, "args": now["args"], "sessions": saved["sessions"] + now["sessions"]}
-        self.step, self.evaluated = self.state["step"], self.state["evaluated"]  # now, and at the last evaluation
-        self.exact_step, self.exact = self.state["exact_step"], self.state["exact"]  # exact: nothing happened since
+            saved, session = self.state["about"], self.about["sessions"][0]
+            for name, value in self.about["args"].items():
+                before = saved["args"][name]
+                if value != before:
+                    session["changed"][name] = value
+                    if not name.startswith(MAY_CHANGE):
+                        fail(f"--{name.replace('_', '-')} is {before} in that run and stays so")
+            sessions = [*saved["sessions"], session]
+            self.about = {**saved, "args": self.about["args"], "sessions": sessions}
+        self.step = self.state["step"]  # steps of each agent
+        self.evaluated = self.state["evaluated"]  # step of the last evaluation
+        self.exact_step = self.state["exact_step"]  # step at which environments started afresh
+        self.exact = self.state["exact"]  # nothing was played or learned since then
         if self.step >= args.total_timesteps and not self.evaluation_due():
             fail(f"{self.folder} is finished at step {self.step}: raise --total-timesteps")
 
-    def restore(self):
-        """Puts what the checkpoint holds into the parts."""
+    def restore(self, parts):
+        """Takes what checkpoints hold; if the run is resumed, gives these parts their state back."""
+        self.parts = parts
         if self.args.resume:
-            for name, part in self.parts.items():
+            for name, part in parts.items():
                 load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
                 load(self.state[name])
             before, now = self.about["sessions"][-2:]
@@ -660,7 +667,7 @@ class Run:
             print(f"step {self.step}: {how}", flush=True)
 
     def __enter__(self):
-        """Opens the run's files. From here on, a signal ends the run at its next tick, with a checkpoint."""
+        """Opens the files. From here on, a signal ends the run at its next tick, with a checkpoint."""
         try:
             self.folder.mkdir(parents=True, exist_ok=bool(self.args.resume))
             self.metrics = open(self.folder / "metrics.csv", "a", buffering=1)
@@ -669,7 +676,7 @@ class Run:
             why = "another process is running it" if isinstance(error, BlockingIOError) else error.strerror
             fail(f"{self.folder} cannot be written: {why}")
         if self.args.resume:  # what was logged after the checkpoint is done again
-            self.metrics.truncate(min(self.state["metrics_bytes"], os.path.getsize(self.metrics.name)))
+            self.metrics.truncate(self.state["metrics_bytes"])
         else:
             self.metrics.write("step,key,value\n")
             shutil.copy(__file__, self.folder)
@@ -683,10 +690,9 @@ class Run:
             self.wandb = wandb.init(**about, resume="allow", sync_tensorboard=True)
         self.events = SummaryWriter(str(self.folder), purge_step=self.step + 1)
         self.saved_at = time.monotonic()
-        steps = {"initial": self.step, "total": self.args.total_timesteps, "unit": "step", "unit_scale": True}
-        self.bar = tqdm(**steps, dynamic_ncols=True, disable=not sys.stderr.isatty())
-        if threading.current_thread() is threading.main_thread():  # Python takes no handlers elsewhere
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # SIGUSR1: Slurm's time limit is near
+        self.bar = tqdm(initial=self.step, total=self.args.total_timesteps, unit_scale=True, disable=None)
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # SIGUSR1: Slurm's time is nearly over
                 self.handlers[number] = signal.signal(number, self.on_signal)
 
     def __exit__(self, *_):
@@ -703,33 +709,38 @@ class Run:
         signal.signal(number, self.handlers[number])
 
     def tick(self, steps=0):
-        """Counts steps that were played or learned from. The state is whole here, so here a signal ends the run."""
+        """Counts steps played or learned from. The state is whole here, so here a signal ends the run."""
         self.exact = self.exact and steps == 0
         self.bar.update(steps)
         if self.stop:
             self.save()
-            print(f"stopped by {signal.Signals(self.stop).name}; continue with --resume {self.folder}", flush=True)
+            name = signal.Signals(self.stop).name
+            print(f"stopped by {name}; continue with --resume {self.folder}", flush=True)
             sys.exit(128 + self.stop)
 
     def log(self, values):
-        """Writes {key: number} to metrics.csv and TensorBoard. A number that is not finite ends the program."""
+        """Writes {key: number} to metrics.csv and TensorBoard. One that is not finite ends the program."""
         for key, value in values.items():
             if not np.isfinite(value):
-                sys.exit(f"error: {key} is {value} at step {self.step}; {self.folder}/checkpoint.pt is from before it")
+                self.fail(f"{key} is {value}")
             self.metrics.write(f"{self.step},{key},{value}\n")
             self.events.add_scalar(key, value, self.step)
         if "charts/episodic_return" in values:
-            self.bar.set_postfix_str(f"return {values['charts/episodic_return']:.2f}", refresh=False)
-            if self.bar.disable:  # there is no terminal
-                print(f"step {self.step} of {self.args.total_timesteps}: {self.bar.postfix}", flush=True)
+            text = f"return {values['charts/episodic_return']:.2f}"
+            self.bar.set_postfix_str(text, refresh=False)
+            if self.bar.disable:  # tqdm is silent where there is no terminal
+                print(f"step {self.step} of {self.args.total_timesteps}: {text}", flush=True)
+
+    def fail(self, what):
+        sys.exit(f"error: {what} at step {self.step}; {self.folder}/checkpoint.pt is from before it")
 
     def passed(self, every, last):
         """Whether a multiple of `every` (0: never) was passed since the step `last`."""
         return every > 0 and self.step // every > last // every
 
     def evaluation_due(self):
-        last = self.args.eval_every > 0 and self.step >= self.args.total_timesteps and self.step > self.evaluated
-        return last or self.passed(self.args.eval_every, self.evaluated)
+        every, last = self.args.eval_every, self.step >= self.args.total_timesteps
+        return self.passed(every, self.evaluated) or (last and every > 0 and self.step > self.evaluated)
 
     def save_due(self):
         late = time.monotonic() > self.saved_at + 60 * self.args.save_minutes
@@ -742,10 +753,12 @@ class Run:
         state = {"script": Path(__file__).stem, "step": self.step, "evaluated": self.evaluated}
         state.update(exact=self.exact, exact_step=self.exact_step)
         for name, part in self.parts.items():
-            state[name] = part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
-            numbers = [value for value in tree_leaves(state[name]) if isinstance(value, torch.Tensor | float)]
-            if not all(torch.as_tensor(value).isfinite().all() for value in numbers):
-                sys.exit(f"error: {name} is not finite at step {self.step}; {self.folder}/checkpoint.pt is from before")
+            save = part.get_state if isinstance(part, torch.Generator) else part.state_dict
+            state[name] = save()
+            for value in tree_leaves(state[name]):
+                number = isinstance(value, torch.Tensor | float)
+                if number and not torch.as_tensor(value).isfinite().all():
+                    self.fail(f"{name} is not finite")
         os.fsync(self.metrics.fileno())
         state["metrics_bytes"] = os.path.getsize(self.metrics.name)
         buffer = io.BytesIO()
@@ -790,14 +803,14 @@ def load_agents(args, state, make_envs=make_envs, make_agent=Agent):
 
 
 def describe(args):
-    """What args.json says: all that it takes to make the run again. `sessions` has an entry for each start."""
+    """What args.json says: all that it takes to make the run again, with a session for each start."""
 
     def shell(command):
         folder = Path(__file__).resolve().parent
         return subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True).stdout.strip()
 
-    gpu = torch.cuda.get_device_name() if args.cuda and torch.cuda.is_available() else None
     cpu = shell("lscpu | sed -n 's/^Model name: *//p'") or shell("sysctl -n machdep.cpu.brand_string")
+    gpu = torch.cuda.get_device_name() if args.cuda and torch.cuda.is_available() else None
     about = {
         "command": sys.argv,
         "commit": shell("git describe --always --dirty --abbrev=40 --exclude '*'"),
@@ -805,7 +818,8 @@ def describe(args):
         "python": platform.python_version(),
         "packages": {package.name: package.version for package in distributions()},
     }
-    return {**about, "args": json.loads(json.dumps(asdict(args))), "sessions": [{**about, "changed": {}}]}
+    session = {**about, "changed": {}}  # changed: the arguments that a resume changed
+    return {**about, "args": json.loads(json.dumps(asdict(args))), "sessions": [session]}
 
 
 def set_up_torch(args):
@@ -813,31 +827,33 @@ def set_up_torch(args):
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     if args.precision == "auto":
         args = replace(args, precision="tf32" if device.type == "cuda" else "fp32")
-    print(f"{args.precision} on {torch.cuda.get_device_name() if device.type == 'cuda' else 'the CPU'}", flush=True)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "the CPU"
+    print(f"{args.precision} on {name}", flush=True)
     torch.backends.cudnn.conv.fp32_precision = "tf32" if args.precision == "tf32" else "ieee"
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     torch.backends.cudnn.benchmark = not args.torch_deterministic
     torch.use_deterministic_algorithms(args.torch_deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory that was not written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads it
     return args, device
 
 
-# Beginnings of the names of arguments that a resumed run may change: nothing that is learned depends on them.
+# Arguments that a resumed run may change begin with these: nothing that is learned depends on them.
 MAY_CHANGE = ("resume", "total_timesteps", "eval_", "final_eval_", "save_", "runs_dir", "cuda", "track", "wandb_")
 MAY_CHANGE += ("mc_samples",)
-POSITIVE = ("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs", "eval_episodes")
-SMALLEST = dict.fromkeys((*POSITIVE, "final_eval_episodes"), 1) | {"num_levels": -1, "clip_coef": 1e-6}
+POSITIVE = ("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs")
+POSITIVE += ("eval_episodes", "final_eval_episodes")
+SMALLEST = {**dict.fromkeys(POSITIVE, 1), "num_levels": -1, "clip_coef": 1e-6}
 LARGEST = {"gamma": 1, "gae_lambda": 1, "clean_prob": 1, "num_levels": 2**31 - 1, "start_level": 2**31 - 1}
 
 
 def check(args):
-    """The arguments in one spelling, without -1; or the program ends with one line that says what makes no sense."""
+    """The arguments in one spelling. Ends the program with one line if one of them makes no sense."""
     for name, value in vars(args).items():
         low, high = SMALLEST.get(name, 0), LARGEST.get(name, sys.maxsize)
         if isinstance(value, int | float) and not low <= value <= high:
             fail(f"--{name.replace('_', '-')} {value}: from {low} to {high}")
     game, mode = args.env_id.lower().removesuffix("-v0"), args.distribution_mode
-    if game not in GAMES and game.endswith(("easy", "hard")):  # EnvPool's BigfishHard-v0 says its mode
+    if game not in GAMES and game.endswith(("easy", "hard")):  # EnvPool's BigfishHard-v0
         game, mode = game[:-4], game[-4:]
     if game not in GAMES:
         nearest = difflib.get_close_matches(game, GAMES, n=1, cutoff=0)[0]
@@ -846,7 +862,6 @@ def check(args):
         fail(f"--plain-look and --paint-vel-info: {game} has no velocity to paint")
     if args.plain_look and (game, mode) == ("coinrun", "easy"):
         fail("--plain-look: easy coinrun has only one theme, so it needs --distribution-mode hard")
-    num_levels = {"easy": 200, "hard": 500}[mode] if args.num_levels == -1 else args.num_levels
     batch_size = args.num_envs * args.num_steps
     if batch_size % args.num_minibatches or batch_size < 2 * args.num_minibatches:
         fail(f"--num-minibatches {args.num_minibatches}: does not cut {batch_size} steps into equal parts of 2 or more")
@@ -856,7 +871,7 @@ def check(args):
         fail("--cuda-required: torch finds no GPU here")
     if args.track and find_spec("wandb") is None:
         fail("--track: pip install wandb")
-    return replace(args, env_id=game, distribution_mode=mode, num_levels=num_levels)
+    return replace(args, env_id=game, distribution_mode=mode)
 
 
 def fail(message):
@@ -877,7 +892,7 @@ def main(flags=None, make_envs=make_envs, make_agent=Agent):
 
 
 if __name__ == "__main__":
-    threading.excepthook = lambda _: None  # on a full disk TensorBoard's thread fails too; one line is enough
+    threading.excepthook = lambda _: None  # TensorBoard's thread fails on a full disk too
     try:
         main()
     except OSError as error:
