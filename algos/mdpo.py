@@ -1,8 +1,8 @@
 # /// script
-# requires-python = ">=3.11"
+# requires-python = ">=3.11,<3.13"
 # dependencies = [
-#     "envpool==1.2.5", "numpy==2.4.6", "PyQt5-Qt5==5.15.19", "tensorboard==2.21.0",
-#     "torch==2.14.0", "tqdm==4.70.1", "tyro==1.0.17",
+#     "envpool==1.2.5", "numpy==2.4.6", 'PyQt5-Qt5==5.15.19; platform_machine != "aarch64"',
+#     "tensorboard==2.21.0", "torch==2.14.0", "tqdm==4.70.1", "tyro==1.0.17",
 # ]
 # ///
 """MDPO on Procgen: two PPO agents train side by side, and each also learns to predict the other's actions on its own
@@ -24,6 +24,7 @@ afresh every --exact-every steps; evaluation plays one episode per environment, 
 import ctypes
 import difflib
 import fcntl
+import importlib.util
 import io
 import json
 import os
@@ -38,7 +39,6 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
 from importlib.metadata import distributions
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -162,14 +162,26 @@ class SameStepReset:
 
 
 def import_envpool():
-    """EnvPool, after the Qt libraries that its Procgen draws with: the PyQt5-Qt5 package's or the system's."""
-    package = find_spec("PyQt5")
-    folder = Path(package.submodule_search_locations[0]) / "Qt5" / "lib" if package else None
+    """EnvPool, after the Qt libraries that its Procgen draws with: the PyQt5-Qt5 package's or the system's.
+
+    On macOS it asks for Homebrew's files, or for those in DYLD_FRAMEWORK_PATH, set before Python starts.
+    """
+    package = importlib.util.find_spec("PyQt5")
+    folder = Path(package.submodule_search_locations[0]) / "Qt5" / "lib" if package else Path("PyQt5-Qt5")
+    libraries = ["libQt5Core.so.5", "libQt5Gui.so.5"]
+    cure = "pip install PyQt5-Qt5 (on aarch64: apt-get install libqt5gui5)"
+    if sys.platform == "darwin":
+        brew = "/opt/homebrew/opt/qt@5/lib"
+        libraries = [f"{brew}/{name}.framework/Versions/5/{name}" for name in ("QtCore", "QtGui")]
+        if folder.exists():
+            cure = f"export DYLD_FRAMEWORK_PATH={folder} (or: brew install qt@5)"
+    elif (folder / libraries[0]).exists():
+        libraries = [str(folder / name) for name in libraries]
+        cure = "apt-get install libgl1 libglib2.0-0"
     try:
-        for library in ("libQt5Core.so.5", "libQt5Gui.so.5"):
-            ctypes.CDLL(str(folder / library) if folder else library, mode=ctypes.RTLD_GLOBAL)
+        for library in libraries:
+            ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
-        cure = "apt-get install libgl1 libglib2.0-0" if folder else "pip install PyQt5-Qt5"
         fail(f"Procgen needs a library that is missing ({error}); try: {cure}")
     import envpool
 
@@ -821,7 +833,7 @@ def check(args):
         fail(f"--exp-name {args.exp_name}: is part of a folder's name and cannot contain a slash")
     if args.cuda_required and not torch.cuda.is_available():
         fail("--cuda-required: torch finds no GPU here")
-    if args.track and find_spec("wandb") is None:
+    if args.track and importlib.util.find_spec("wandb") is None:
         fail("--track: pip install wandb")
     return replace(args, env_id=game, distribution_mode=mode)
 

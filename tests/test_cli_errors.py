@@ -1,6 +1,7 @@
 """What a user can get wrong ends the program with exit code 2 and one line, before the first step, on a clean disk."""
 
 import ctypes
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -233,12 +234,15 @@ def test_a_resumed_run_may_change_what_is_not_learning(script, call, runs, tmp_p
 
 @pytest.mark.parametrize("name", PROCGEN)
 @pytest.mark.parametrize("found, cure", [(True, "apt-get install libgl1 libglib2.0-0"), (False, "install PyQt5-Qt5")])
-def test_a_missing_system_library(name, found, cure, call, tmp_path, monkeypatch, capsys):
+def test_a_missing_system_library(name, found, cure, call, tmp_path, tmp_path_factory, monkeypatch, capsys):
     def missing(*args, **kwargs):
         raise OSError("libGL.so.1: cannot open shared object file")
 
-    package = types.SimpleNamespace(submodule_search_locations=["PyQt5"]) if found else None
-    monkeypatch.setattr(load(name), "find_spec", lambda name: package)
+    qt = tmp_path_factory.mktemp("PyQt5")
+    (qt / "Qt5" / "lib").mkdir(parents=True)
+    (qt / "Qt5" / "lib" / "libQt5Core.so.5").touch()
+    package = types.SimpleNamespace(submodule_search_locations=[str(qt)]) if found else None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: package)
     monkeypatch.setattr(ctypes, "CDLL", missing)
     with pytest.raises(SystemExit, match=r"^2$"):
         call(load(name), "", load(name).make_envs)

@@ -132,7 +132,7 @@ def wrong_packages(sources, requirements):
         needed |= {"PyQt5-Qt5"} if "libQt5" in source else set()
         unlike = {pin.split("==")[0] for pin in listed} ^ needed
         problems += [f"{file}: its PEP 723 block and its imports differ in {sorted(unlike)}"] if unlike else []
-        unpinned = set(listed) - set(requirements.split())
+        unpinned = set(listed) - set(requirements.splitlines())
         problems += [f"{file}: {sorted(unpinned)} not as in requirements.txt"] if unpinned else []
     return problems
 
