@@ -146,8 +146,7 @@ TASKS = """
 EASY = "ball_in_cup-catch cartpole-balance cartpole-balance_sparse cartpole-swingup finger-spin hopper-stand"
 EASY += " pendulum-swingup walker-stand walker-walk"
 FRAMES = 1_001_000  # frames of a run. Reference code: pieg_train.sh
-# The key of DMC-GB's video modes, and where in MuJoCo's XML its colours are: (element, name, attribute).
-GREEN = (0.2, 0.8, 0.2)
+# DMC-GB's names of colours: (element, name, attribute) in MuJoCo's XML; the key of its clips, and their number.
 COLOURS = {
     "skybox_rgb": ("texture", "skybox", "rgb1"),
     "skybox_rgb2": ("texture", "skybox", "rgb2"),
@@ -157,7 +156,7 @@ COLOURS = {
     "grid_markrgb": ("texture", "grid", "markrgb"),
     "self_rgb": ("material", "self", "rgba"),
 }
-CLIPS = {"video_easy": 10, "video_hard": 100}
+GREEN, CLIPS = (0.2, 0.8, 0.2), {"video_easy": 10, "video_hard": 100}
 
 
 def task_of(env_id):
@@ -372,8 +371,8 @@ def dmcgb_data(folder, mode):
     if mode in CLIPS:
         for path in found:
             if not cv2.VideoCapture(str(path)).read()[0]:
-                about = f"a git-lfs pointer or a cut-off download? ({path.stat().st_size} bytes)"
-                raise RuntimeError(f"{path} has no frames: {about}")
+                size = f"{path.stat().st_size} bytes"
+                raise RuntimeError(f"{path} has no frames: a git-lfs pointer or a cut-off download? ({size})")
         return found
     if found[0].suffix == ".json":
         sets = json.loads(found[0].read_text())
@@ -479,8 +478,7 @@ class SmallEncoder(nn.Sequential):
 
 def load_resnet(args):
     """torchvision's network with the weights of --encoder-weights."""
-    resnet = torchvision.models.get_model(args.encoder, weights=None, norm_layer=BatchNorm)
-    name = args.encoder_weights
+    resnet, name = torchvision.models.get_model(args.encoder, norm_layer=BatchNorm), args.encoder_weights
     if name == "random":
         return resnet
     known = dict(torchvision.models.get_model_weights(args.encoder).__members__)
@@ -549,10 +547,10 @@ def to_pixels(obs):
 
 
 @torch.no_grad()
-def act(agent, obs, exploration=None):
-    """Actions in -1..1, with noise if given. uint8 [B, 9, 84, 84], [B, A] -> dict of [B, A]."""
+def act(agent, obs, noise=None):
+    """Actions in -1..1. uint8 [B, 9, 84, 84], noise [B, A] to explore -> dict of [B, A]."""
     actions = agent.actor(agent.encoder(obs))
-    return {"actions": actions if exploration is None else add_noise(actions, exploration)}
+    return {"actions": actions if noise is None else add_noise(actions, noise)}
 
 
 # ---- 5. The method ----
@@ -1246,8 +1244,8 @@ def check(args):
             fail(f"--eval-modes {mode}: {str(error).splitlines()[0]}")
         if mode in CLIPS and len(looks) < CLIPS[mode]:
             print(f"warning: {len(looks)} of the {CLIPS[mode]} clips of {mode} are there: no figure to publish")
-    textures = args.strong_augmentation != "overlay" or args.overlay_dir == "textures"
-    if not textures and not Path(args.overlay_dir).is_dir():
+    reads_pictures = args.strong_augmentation == "overlay" and args.overlay_dir != "textures"
+    if reads_pictures and not Path(args.overlay_dir).is_dir():
         fail(f"--overlay-dir {args.overlay_dir}: no such folder; one with pictures, or `textures`")
     size, room = 3 * 84 * 84 * args.total_timesteps, room_on_disk(Path(args.resume or args.runs_dir))
     if size > room:
