@@ -897,20 +897,16 @@ def load_agents(args, state, make_envs=make_envs, make_agent=Agent):
 
 def describe(args):
     """What args.json says: all that it takes to make the run again, with a session for each start."""
-
-    def shell(command):
-        folder = Path(__file__).resolve().parent
-        return subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True).stdout.strip()
-
-    cpu = shell("lscpu | sed -n 's/^Model name: *//p'") or shell("sysctl -n machdep.cpu.brand_string")
-    gpu = torch.cuda.get_device_name() if args.cuda and torch.cuda.is_available() else None
-    about = {
-        "command": sys.argv,
-        "commit": shell("git describe --always --dirty --abbrev=40 --exclude '*'"),
-        "hardware": {"gpu": gpu, "cpu": cpu, "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
-        "python": platform.python_version(),
-        "packages": {package.name: package.version for package in distributions()},
-    }
+    folder = Path(__file__).resolve().parent
+    git = f"git -C '{folder}' describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null"
+    cpu = "{ lscpu | sed -n 's/^Model name: *//p' | grep . || sysctl -n machdep.cpu.brand_string; } 2>/dev/null"
+    hardware = {"gpu": None, "cpu": subprocess.getoutput(cpu), "cores": os.cpu_count()}
+    hardware["torch_threads"] = torch.get_num_threads()
+    if args.cuda and torch.cuda.is_available():
+        hardware["gpu"] = torch.cuda.get_device_name()
+    about = {"command": sys.argv, "commit": subprocess.getoutput(git), "hardware": hardware}
+    about["python"] = platform.python_version()
+    about["packages"] = {package.name: package.version for package in distributions()}
     session = {**about, "changed": {}}  # changed: the arguments that a resume changed
     return {**about, "args": json.loads(json.dumps(asdict(args))), "sessions": [session]}
 

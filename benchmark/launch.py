@@ -1,13 +1,13 @@
 """Runs a list of runs, on this machine or on Slurm, until all of them are finished.
 
-A list is a bash file of commands, like benchmark/mdpo.sh: bash reads it, with `python` replaced by a function that
-writes down what it is given. What is finished is skipped and what is not goes on where it stopped: a run is known by
-the command in its folder's args.json and is finished when its checkpoint says so. Ctrl-C, `kill` and `kill -9` lose
-nothing; start the same command again. Two sweeps on one --runs-dir share their runs.
+A list is a bash file of commands, like benchmark/lists/mdpo.sh. Bash reads it, with `python` replaced by a function
+that writes down what it is given. Finished runs are skipped, the others continue where they stopped. A run is known by
+the command in its folder's args.json, and is finished when all its steps and its last evaluation are done. Ctrl-C,
+`kill` and `kill -9` lose nothing: start the same command again. Two sweeps on one --runs-dir share their runs.
 
-    python benchmark/launch.py benchmark/mdpo.sh --only bigfish --seeds 3                       # this machine
-    python benchmark/launch.py benchmark/*.sh --scale smoke --dry-run                           # what would be run
-    python benchmark/launch.py benchmark/mdpo.sh --backend slurm --partition gpu --time-minutes 1440
+    python benchmark/launch.py benchmark/lists/mdpo.sh --only bigfish --seeds 3                 # this machine
+    python benchmark/launch.py benchmark/lists/*.sh --scale smoke --dry-run                     # what would be run
+    python benchmark/launch.py benchmark/lists/mdpo.sh --backend slurm --partition gpu --time-minutes 1440
 """
 
 import ctypes
@@ -26,28 +26,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import common
 import submitit
 import tyro
+from common import fail
 from tqdm import tqdm
 
 
 @dataclass
 class Args:
-    lists: tyro.conf.Positional[tuple[str, ...]]  # bash files of commands, like benchmark/mdpo.sh
+    lists: tyro.conf.Positional[tuple[str, ...]]  # bash files of commands, like benchmark/lists/mdpo.sh
     only: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # text that a command must contain; several: all of them
     seeds: int = 1  # each command is run with --seed 1 to this
     scale: Literal["paper", "smoke"] = "paper"  # smoke: so short that a run ends in seconds, to see that it does
-    backend: Literal["local", "slurm"] = "local"  # this machine, or a job a run
+    backend: Literal["local", "slurm"] = "local"  # this machine, or one job per run
     runs_dir: str = "runs"  # where run folders are made; logs are in .launch there
-    dry_run: bool = False  # print the commands, one a line, and run nothing
+    dry_run: bool = False  # print the commands, one per line, and run nothing
     workers: int = 0  # local: runs at a time, which share the cores (0: as many as the GPUs hold, or one)
     runs_per_gpu: int = 1  # local: runs at a time on each GPU, of those in CUDA_VISIBLE_DEVICES if it is set
     partition: str = ""  # slurm: partition (empty: the cluster's default)
     account: str = ""  # slurm: account that is charged (empty: the user's default)
     time_minutes: int = 24 * 60  # slurm: time limit of a job, in minutes; what is not finished then is queued again
-    gpus_per_run: int = 1  # slurm: GPUs a job
-    cpus_per_run: int = 8  # slurm: cores a job
-    memory_gb: int = 0  # slurm: memory a job, in GB (0: the cluster's default)
+    gpus_per_run: int = 1  # slurm: GPUs per job
+    cpus_per_run: int = 8  # slurm: cores per job
+    memory_gb: int = 0  # slurm: memory per job, in GB (0: the cluster's default)
 
 
 # What makes each script's runs end in seconds on a CPU and leaves the method as it is.
@@ -89,7 +91,8 @@ class Run:
     def name(self):
         """Of its log and its Slurm job: the command, shortened, and a hash of all that makes the run."""
         words = re.sub(r"[^\w.]+", "-", " ".join([Path(self.command[0]).stem, *self.command[1:]]))
-        return f"{words[:100]}-{hashlib.sha1(repr((identity(self.command), self.home)).encode()).hexdigest()[:10]}"
+        whole = repr((identity(self.command), self.home))
+        return f"{words[:100]}-{hashlib.sha1(whole.encode()).hexdigest()[:10]}"
 
     @property
     def home(self):
@@ -101,7 +104,9 @@ class Run:
 
     def words(self):
         """The command line, without the interpreter."""
-        return [*self.command, *([] if self.runs_dir == "runs" else ["--runs-dir", self.runs_dir])]
+        if self.runs_dir == "runs":
+            return list(self.command)
+        return [*self.command, "--runs-dir", self.runs_dir]
 
     def folder(self):
         """Its folder with a checkpoint, a finished one if there is one, else the one that was saved last, or None."""
@@ -109,20 +114,18 @@ class Run:
         return max(folders, key=lambda folder: (finished(folder), saved_at(folder)), default=None)
 
     def finished(self):
-        return (folder := self.folder()) is not None and finished(folder)
+        folder = self.folder()
+        return folder is not None and finished(folder)
 
 
 def identity(command):
     """What makes two commands the same run, whichever way the script was called and wherever its folder lies."""
-    words = list(command)
-    if "--runs-dir" in words:
-        at = words.index("--runs-dir")
-        del words[at : at + 2]
-    return Path(words[0]).name, *words[1:]
+    program, *words = common.without_runs_dir(command)
+    return Path(program).name, *words
 
 
 def folders_in(runs_dir):
-    """{identity: [folder]} of the runs that have a checkpoint. What was killed before its first one is started anew."""
+    """{identity: [folder]} of the runs that have a checkpoint. A run that was killed before its first starts again."""
     folders = {}
     for checkpoint in Path(runs_dir).glob("*/checkpoint.pt"):
         with suppress(OSError, ValueError, KeyError):
@@ -132,14 +135,16 @@ def folders_in(runs_dir):
 
 
 def finished(folder):
-    """Whether the run in a folder is finished, last evaluation included. One that cannot be read is not."""
-    import torch
+    """Whether a run has done all its steps and its last evaluation. One that cannot be read is not finished."""
+    import torch  # slow, and not needed for a dry run
 
-    try:  # mapped, so that only what is asked for is read
+    try:  # mapped, so that the weights are not read
         state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True, mmap=True)
+        args = json.loads((folder / "args.json").read_text())["args"]
+        evaluated = args["eval_every"] == 0 or state["evaluated"] >= state["step"]
+        return evaluated and state["step"] >= args["total_timesteps"]
     except Exception:
         return False
-    return bool(state.get("done"))
 
 
 def saved_at(folder):
@@ -151,11 +156,12 @@ def runs_of(args):
     runs = []
     for path in args.lists:
         commands = commands_of(path)
-        chosen = [command for command in commands if all(text in shlex.join(command) + " " for text in args.only)]
         for seed in range(1, args.seeds + 1):
-            for command in chosen:
-                smoke = smoke_flags(command) if args.scale == "smoke" else []
-                runs.append(Run((*command, *smoke, "--seed", str(seed)), args.runs_dir))
+            for command in commands:
+                text = shlex.join(command) + " "
+                if all(part in text for part in args.only):
+                    smoke = smoke_flags(command) if args.scale == "smoke" else []
+                    runs.append(Run((*command, *smoke, "--seed", str(seed)), args.runs_dir))
     if not runs:
         fail(f"--only {shlex.join(args.only)}: no command of {' '.join(args.lists)} contains all of it")
     return list(dict.fromkeys(runs))
@@ -169,12 +175,15 @@ def commands_of(path):
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip()
         fail(f"{path}: {said.splitlines()[-1] if said else f'exit code {done.returncode}'}")
-    words, commands = iter(done.stdout.decode().split("\0")[:-1]), []
-    for count in words:
-        commands.append(tuple(next(words) for _ in range(int(count))))
+    words, commands = done.stdout.decode().split("\0")[:-1], []
+    while words:
+        end = 1 + int(words[0])
+        commands.append(tuple(words[1:end]))
+        words = words[end:]
     if not commands:
         fail(f"{path}: calls no python, so there is nothing to run")
-    for script in dict.fromkeys(command[0] if command else "" for command in commands):
+    for command in commands:
+        script = command[0] if command else ""
         if not Path(script).is_file():
             fail(f"{path}: no script {script!r} here; lists are run from the folder that holds algos/ and benchmark/")
     return commands
@@ -182,20 +191,24 @@ def commands_of(path):
 
 def smoke_flags(command):
     """The flags that make a run short, to stand behind its own."""
-    outside = command[0].startswith("benchmark/")
-    script = command[1] if outside and len(command) > 1 else Path(command[0]).stem
+    program, script = Path(command[0]), Path(command[0]).stem
+    if program.parent.name == "suites" and len(command) > 1:
+        script = command[1]
     if script not in SMOKE:
         fail(f"--scale smoke: how to make {shlex.join(command)} short is not known, only {' '.join(sorted(SMOKE))}")
-    flags = shlex.split(SMOKE[script] + SMOKE_SUITE * (outside and not command[0].endswith("ablations.py")))
-    without_looks = "--eval-modes" in command and not Path("data/dmcgb").exists()
-    return [*flags, "--eval-modes"] if without_looks else flags
+    flags = shlex.split(SMOKE[script])
+    if script != program.stem != "ablations":
+        flags += shlex.split(SMOKE_SUITE)
+    if "--eval-modes" in command and not Path("data/dmcgb").exists():
+        flags.append("--eval-modes")  # none
+    return flags
 
 
 # ---- A run as a process ----
 def start(run, environment):
-    """Starts a run, or goes on with it, and returns its Popen; None if another sweep is at it.
+    """Starts or continues a run and returns its Popen; None if another sweep is running it.
 
-    Its log is the lock: the process holds it as its output, so it is free when nobody writes there any more.
+    The log is the lock: the process holds it as its output, so it is free when nobody writes there any more.
     """
     run.log.parent.mkdir(parents=True, exist_ok=True)
     with open(run.log, "ab") as log:
@@ -209,7 +222,7 @@ def start(run, environment):
         words = [*run.command, "--resume", str(folder)] if folder else run.words()
         command = [sys.executable, *words]
         if folder and finished(folder):
-            command = ["true"]  # another sweep has ended it by now
+            command = ["true"]  # another sweep has finished it by now
         else:
             log.write(f"$ {shlex.join(['python', *words])}\n".encode())
             log.flush()
@@ -218,19 +231,22 @@ def start(run, environment):
 
 
 def set_signals():
-    """In the new process, which has a group of its own: a terminal's Ctrl-C is for the launcher, which passes it on.
+    """In the new process, which has a group of its own: a terminal's Ctrl-C reaches the launcher, which passes it on.
 
-    If whoever started it is killed, the kernel sends it SIGTERM, and it saves. SIGUSR2 is for Slurm's worker alone.
+    If the process that started it is killed, Linux sends it SIGTERM, and it saves. SIGUSR2 is for Slurm's worker.
     """
-    PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def tail(run, lines=10):
-    """The last lines of a run's log, or where it was never begun of Slurm's."""
-    logs = [log for log in (run.log, run.log.with_suffix(".slurm")) if log.exists()]
-    return logs[0].read_text(errors="replace").rstrip().splitlines()[-lines:] if logs else []
+    """The last lines of a run's log, or of Slurm's where the run never began."""
+    for log in (run.log, run.log.with_suffix(".slurm")):
+        if log.exists():
+            return log.read_text(errors="replace").rstrip().splitlines()[-lines:]
+    return []
 
 
 # ---- Where runs are run: start(run) -> whether it was started, alive() -> names of those that go on, stop() ----
@@ -242,12 +258,14 @@ class Local:
     def __init__(self, args, runs):
         gpus = visible_gpus()
         workers = args.workers or max(len(gpus) * args.runs_per_gpu, 1)
-        threads = max(len(os.sched_getaffinity(0)) // workers, 1)
-        self.free = [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))} for _ in range(workers)]
-        for worker, environment in enumerate(self.free):
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+        threads = os.environ.get("OMP_NUM_THREADS", str(max(cores // workers, 1)))
+        self.free, self.processes = [], {}  # environment variables of idle workers, (process, its variables) by name
+        for worker in range(workers):
+            environment = {"OMP_NUM_THREADS": threads}
             if gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = gpus[worker % len(gpus)]
-        self.processes = {}
+            self.free.append(environment)
 
     def start(self, run):
         process = start(run, self.free[0]) if self.free else None
@@ -263,7 +281,7 @@ class Local:
         return set(self.processes)
 
     def stop(self):
-        """Easy to miss: once, as a second signal ends a run before it has saved."""
+        """Called once, because a second signal ends a run before it has saved."""
         for process, _ in self.processes.values():
             process.send_signal(signal.SIGTERM)
 
@@ -277,7 +295,7 @@ def visible_gpus():
 
 
 class Slurm:
-    """A job a run. Jobs outlive a launcher that is killed, and the next one finds them by their names."""
+    """One job per run. Jobs outlive a launcher that is killed, and the next one finds them by their names."""
 
     poll_seconds = 5
 
@@ -288,10 +306,16 @@ class Slurm:
             self.executor = submitit.SlurmExecutor(Path(runs[0].home, ".launch", "slurm"), max_num_timeout=1000)
         except RuntimeError:
             fail("--backend slurm: there is no srun here")
-        wanted = {"time": args.time_minutes, "cpus_per_task": args.cpus_per_run, "stderr_to_stdout": True}
-        wanted |= {"partition": args.partition, "account": args.account, "gpus_per_node": args.gpus_per_run}
-        wanted["mem"] = f"{args.memory_gb}GB" if args.memory_gb else ""
-        self.executor.update_parameters(**{name: value for name, value in wanted.items() if value})
+        wanted = {
+            "time": args.time_minutes,
+            "partition": args.partition,
+            "account": args.account,
+            "gpus_per_node": args.gpus_per_run,
+            "cpus_per_task": args.cpus_per_run,
+            "mem": f"{args.memory_gb}GB" if args.memory_gb else "",
+        }
+        given = {name: value for name, value in wanted.items() if value}
+        self.executor.update_parameters(stderr_to_stdout=True, **given)
         try:
             self.queued = self.queue()
         except subprocess.CalledProcessError as error:
@@ -301,8 +325,12 @@ class Slurm:
         """{name: job} of the sweep's jobs that wait or run."""
         command = ["squeue", "--me", "--noheader", "--format=%A %j"]
         lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-        jobs = {name: job for job, name in (line.split(maxsplit=1) for line in lines)}
-        return {name: job for name, job in jobs.items() if name in self.names}
+        jobs = {}
+        for line in lines:
+            job, name = line.split(maxsplit=1)
+            if name in self.names:
+                jobs[name] = job
+        return jobs
 
     def start(self, run):
         if run.name not in self.queued:
@@ -321,14 +349,14 @@ class Slurm:
         return set(self.queued)
 
     def stop(self):
-        """Easy to miss: a plain scancel would kill srun, which then kills the run before it has saved."""
+        """A plain scancel would kill srun, which then kills the run before it has saved."""
         if self.queued:
             subprocess.run(["scancel", "--state=PENDING", *self.queued.values()])
             subprocess.run(["scancel", "--signal=TERM", *self.queued.values()])
 
 
 class Worker:
-    """A run inside a Slurm job. Slurm starts it again where it queues the job again, and the run goes on."""
+    """A run inside a Slurm job. Where Slurm queues the job again, it starts again, and the run continues."""
 
     def __init__(self, run, environment):
         self.run, self.environment, self.pid = run, environment, None
@@ -340,7 +368,7 @@ class Worker:
         while process.poll() is None:
             time.sleep(0.2)
         if process.returncode:
-            sys.exit(process.returncode)  # and Slurm's accounts say so too
+            sys.exit(process.returncode)  # so that Slurm's records say so too
 
     def checkpoint(self):
         """submitit calls it shortly before the time limit, or when the job has to go. -> what is queued instead."""
@@ -354,8 +382,11 @@ class Worker:
 # ---- The sweep ----
 def sweep(runs, backend):
     """Runs what is not finished. -> the runs that failed, the signal that ended the sweep or None."""
-    folders = folders_in(runs[0].home)
-    waiting = [run for run in runs if not any(map(finished, folders.get(identity(run.command), [])))]
+    done = set()
+    for command, folders in folders_in(runs[0].home).items():
+        if any(map(finished, folders)):
+            done.add(command)
+    waiting = [run for run in runs if identity(run.command) not in done]
     live, failed, signals, told = [], [], [], False
     print(f"{len(waiting)} to run, {len(runs) - len(waiting)} done", flush=True)
 
@@ -368,19 +399,22 @@ def sweep(runs, backend):
     progress = Progress(len(runs), len(waiting))
     while live or (waiting and not signals):
         if not signals:
-            for run in [run for run in waiting if backend.start(run)]:
-                waiting.remove(run)
-                live.append(run)
+            for run in list(waiting):
+                if backend.start(run):
+                    waiting.remove(run)
+                    live.append(run)
         elif not told:
             backend.stop()
             told = True
         progress.show(live, waiting, failed)
         time.sleep(backend.poll_seconds)
         alive = backend.alive()
-        for run in [run for run in live if run.name not in alive]:
-            live.remove(run)
-            if not run.finished():
-                (waiting if signals else failed).append(run)
+        for run in list(live):
+            if run.name not in alive:
+                live.remove(run)
+                if not run.finished():
+                    stopped = waiting if signals else failed
+                    stopped.append(run)
     progress.show(live, waiting, failed)
     progress.bar.close()
     for number, handler in before.items():
@@ -389,7 +423,7 @@ def sweep(runs, backend):
 
 
 class Progress:
-    """One line for the whole sweep: a bar, or where output is no terminal a line at each change."""
+    """One bar for the whole sweep, or a line at each change where the output is no terminal."""
 
     def __init__(self, total, waiting):
         tqdm.monitor_interval = 0  # no thread beside the one that starts processes
@@ -410,17 +444,14 @@ class Progress:
 
 def check(args):
     """Flags out of range."""
-    least = {"seeds": 1, "runs_per_gpu": 1, "time_minutes": 1, "cpus_per_run": 1}
-    for name in ("seeds", "workers", "runs_per_gpu", "time_minutes", "gpus_per_run", "cpus_per_run", "memory_gb"):
-        if getattr(args, name) < least.get(name, 0):
-            fail(f"--{name.replace('_', '-')} {getattr(args, name)}: at least {least.get(name, 0)}")
+    positive = ("seeds", "runs_per_gpu", "time_minutes", "cpus_per_run")
+    for name, value in vars(args).items():
+        least = 1 if name in positive else 0
+        if isinstance(value, int) and value < least:
+            fail(f"--{name.replace('_', '-')} {value}: at least {least}")
     if not args.lists:
-        fail("which list? There are " + " ".join(sorted(map(str, Path(__file__).parent.glob("*.sh")))))
-
-
-def fail(message):
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+        there = sorted((Path(__file__).parent / "lists").glob("*.sh"))
+        fail(f"which list? There are {' '.join(map(str, there))}")
 
 
 def main():
@@ -434,7 +465,8 @@ def main():
         Path(runs[0].home, ".launch").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         fail(f"--runs-dir {args.runs_dir} cannot be written: {error.strerror}")
-    failed, number = sweep(runs, {"local": Local, "slurm": Slurm}[args.backend](args, runs))
+    backend = Local(args, runs) if args.backend == "local" else Slurm(args, runs)
+    failed, number = sweep(runs, backend)
     for run in failed:
         print(f"\nfailed: {shlex.join(['python', *run.words()])}", *tail(run), f"log: {run.log}", sep="\n  ")
     if number:

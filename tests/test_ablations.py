@@ -1,7 +1,6 @@
 """The ablations change what they say, nothing else, and train, resume and evaluate as the scripts do."""
 
 import copy
-import importlib.util
 import itertools
 import json
 import math
@@ -15,15 +14,17 @@ import pytest
 import torch
 import torch.nn as nn
 import tyro
-from conftest import ROOT, ROWS, ScriptedEnvs, agents_of, folder_in, load, obs_shape_of, tiny_args
+from conftest import AGENTS, ROOT, ROWS, ScriptedEnvs, folder_in, load, obs_shape_of, same, state_of, tiny_args
 
-spec = importlib.util.spec_from_file_location("ablations", ROOT / "benchmark" / "ablations.py")
-ablations = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(ablations)
+sys.path[:0] = [str(ROOT / "benchmark" / "suites"), str(ROOT / "benchmark")]
+import ablations
+import common
+import networks
+import observations
 
 EVERY = [(name, ablation) for name, rows in ablations.ABLATIONS.items() for ablation in rows]
 BOX = (slice(None), slice(None), slice(13), slice(26))
-NETWORKS = [(name, ablation) for name, ablation in EVERY if ablations.ABLATIONS[name][ablation][0] == "make_agent"]
+NETWORKS = [(name, ablation) for name, ablation in EVERY if ablations.ABLATIONS[name][ablation][0] != "envs"]
 
 
 class PlainEnvs(ScriptedEnvs):
@@ -31,9 +32,11 @@ class PlainEnvs(ScriptedEnvs):
 
     left = math.inf
 
-    def __init__(self, args, split, restart=0):
-        super().__init__(args, split, restart)
-        self.shown, self.training = [], args.seed != args.eval_seed
+    def __init__(self, args, split, start=None):
+        # The module of a script's Args is "mdpo", or "mdpo_3" where common.load_script made it.
+        name = type(args).__module__.rstrip("_0123456789")
+        super().__init__(args, split, start or 0, obs_shape=obs_shape_of(name))
+        self.shown, self.training = [], start is not None
 
     def observe(self):
         self.shown.append(super().observe())
@@ -46,18 +49,26 @@ class PlainEnvs(ScriptedEnvs):
         return super().step(actions)
 
 
-def script_of(monkeypatch, name):
-    """The module that `main` loads, on scripted environments."""
-    script = load(name)
-    monkeypatch.setattr(script, "make_envs", PlainEnvs)
-    monkeypatch.setattr(ablations, "load_script", lambda _: script)
-    return script
+@pytest.fixture
+def scripts(monkeypatch):
+    """Every script that common.load_script loads is on scripted environments; -> a list of them."""
+    loaded, load_script = [], common.load_script
+
+    def load_on_plain_envs(path):
+        script = load_script(path)
+        script.make_envs = PlainEnvs
+        loaded.append(script)
+        return script
+
+    monkeypatch.setattr(common, "load_script", load_on_plain_envs)
+    return loaded
 
 
-def wrapped(monkeypatch, tmp_path, wrapper, split="train", restart=0, **changes):
+def wrapped(monkeypatch, tmp_path, wrapper, split="train", start=0, **changes):
     args = tiny_args("ppo_netrand", tmp_path, **changes)
-    script = script_of(monkeypatch, "ppo_netrand")
-    return ablations.make_envs(script, wrapper, args, split, *([] if restart is None else [restart]))
+    script = load("ppo_netrand")
+    monkeypatch.setattr(script, "make_envs", PlainEnvs)
+    return observations.make_envs(script, wrapper, args, split, *([] if start is None else [start]))
 
 
 def watch(envs, steps):
@@ -72,15 +83,15 @@ def watch(envs, steps):
 
 
 # ---- Observations ----
-WRAPPERS = [ablations.Gray, ablations.Cutout, ablations.Inversion, ablations.Jitter]
+WRAPPERS = [observations.Gray, observations.Cutout, observations.Inversion, observations.Jitter]
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_only_training_is_augmented_and_gray_is_everywhere(wrapper, monkeypatch, tmp_path):
     for split in ("train", "test", "full_look"):
-        evaluated = wrapped(monkeypatch, tmp_path, wrapper, split, restart=None, num_envs=16)
+        evaluated = wrapped(monkeypatch, tmp_path, wrapper, split, start=None, num_envs=16)
         bare, seen = watch(evaluated, 2)
-        assert np.array_equal(bare, seen) == (wrapper is not ablations.Gray)
+        assert np.array_equal(bare, seen) == (wrapper is not observations.Gray)
     bare, seen = watch(wrapped(monkeypatch, tmp_path, wrapper, num_envs=16), 2)
     assert not np.array_equal(bare, seen)
 
@@ -95,12 +106,12 @@ def test_a_painted_box_is_kept_whole_and_no_other(wrapper, painted, monkeypatch,
     assert changed[13, :26].any() and changed[:13, 26].any()  # it ends there
 
 
-@pytest.mark.parametrize("wrapper", [ablations.Cutout, ablations.Inversion, ablations.Jitter])
-def test_what_is_drawn_follows_from_seed_and_restart(wrapper, monkeypatch, tmp_path):
+@pytest.mark.parametrize("wrapper", [observations.Cutout, observations.Inversion, observations.Jitter])
+def test_what_is_drawn_follows_from_seed_and_start(wrapper, monkeypatch, tmp_path):
     obs = np.random.default_rng(0).integers(0, 256, (16, 3, 64, 64), dtype=np.uint8)
 
-    def shown(seed, restart):
-        envs = wrapped(monkeypatch, tmp_path, wrapper, restart=restart, seed=seed, num_envs=16)
+    def shown(seed, start):
+        envs = wrapped(monkeypatch, tmp_path, wrapper, start=start, seed=seed, num_envs=16)
         return np.stack([envs.change(obs) for _ in range(3)])
 
     assert np.array_equal(shown(1, 0), shown(1, 0))
@@ -108,13 +119,13 @@ def test_what_is_drawn_follows_from_seed_and_restart(wrapper, monkeypatch, tmp_p
 
 
 def test_gray_is_the_mean_of_the_channels_rounded_down(monkeypatch, tmp_path):
-    bare, seen = watch(wrapped(monkeypatch, tmp_path, ablations.Gray), 2)
+    bare, seen = watch(wrapped(monkeypatch, tmp_path, observations.Gray), 2)
     expected = bare.astype(float).mean(axis=2).astype(np.uint8)
     assert all(np.array_equal(seen[:, :, channel], expected) for channel in range(3))
 
 
 def test_cutout_paints_up_to_five_rectangles_anew_each_frame(monkeypatch, tmp_path):
-    envs = wrapped(monkeypatch, tmp_path, ablations.Cutout, num_envs=64)
+    envs = wrapped(monkeypatch, tmp_path, observations.Cutout, num_envs=64)
     wall = np.full((64, 3, 64, 64), 255, dtype=np.uint8)  # a colour that is never drawn
     frames = np.concatenate([envs.change(wall) for _ in range(20)])
     assert (wall == 255).all()
@@ -133,7 +144,7 @@ def test_cutout_paints_up_to_five_rectangles_anew_each_frame(monkeypatch, tmp_pa
 
 
 def test_inversion_is_of_whole_environments_for_good(monkeypatch, tmp_path):
-    envs = wrapped(monkeypatch, tmp_path, ablations.Inversion, num_envs=256)
+    envs = wrapped(monkeypatch, tmp_path, observations.Inversion, num_envs=256)
     bare, seen = watch(envs, 3)
     inverted = (seen[0] == 255 - bare[0]).all(axis=(1, 2, 3))
     assert np.array_equal(seen[:, inverted], 255 - bare[:, inverted])
@@ -165,7 +176,7 @@ def test_jitter_equals_its_slow_twin(drawn, boxed):
     image = np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)
     image[:, :, 40:] = 9  # a patch of gray, which has no hue
     expected = slow_jitter(image, *drawn, boxed)
-    got = ablations.jitter(image[None], *np.float32(drawn), boxed)[0]
+    got = observations.jitter(image[None], *np.float32(drawn), boxed)[0]
     keep = np.s_[:, 13:] if boxed else np.s_[:]
     assert np.abs(got[keep] - expected[keep]).max() <= 0.501
     unboxed = slow_jitter(image, *drawn, not boxed)
@@ -173,7 +184,7 @@ def test_jitter_equals_its_slow_twin(drawn, boxed):
 
 
 def test_jitter_is_drawn_once_an_iteration_for_all_environments(monkeypatch, tmp_path):
-    envs = wrapped(monkeypatch, tmp_path, ablations.Jitter, num_steps=4)
+    envs = wrapped(monkeypatch, tmp_path, observations.Jitter, num_steps=4)
     obs = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 64), dtype=np.uint8)
     obs[1] = obs[0]
     seen = [envs.change(obs) for _ in range(12)]
@@ -192,7 +203,10 @@ def test_jitter_is_drawn_once_an_iteration_for_all_environments(monkeypatch, tmp
 def agent_of(ablation, tmp_path, name="ppo_netrand", **changes):
     """-> script, arguments, the ablation's agent; the plain one if there is none."""
     script, args = load(name), tiny_args(name, tmp_path, **changes)
-    make_agent = ablations.ABLATIONS[name][ablation][1](script) if ablation else script.Agent
+    make_agent = script.Agent
+    if ablation:
+        kind, change, _ = ablations.find(script, ablation)
+        _, make_agent = ablations.factories(script, kind, change)
     torch.manual_seed(0)
     return script, args, make_agent(ScriptedEnvs(args, "train", num_actions=6), args)
 
@@ -215,7 +229,7 @@ def size_of(module):
 
 
 def masks_of(agent):
-    return [module.mask.clone() for module in agent.modules() if isinstance(module, ablations.Mask)]
+    return [module.mask.clone() for module in agent.modules() if isinstance(module, networks.Mask)]
 
 
 def equal(a, b):
@@ -257,7 +271,7 @@ def watched(agent, kind):
 @torch.no_grad()
 def test_dropout_drops_a_tenth_of_each_convolution_and_scales_the_rest(tmp_path):
     _, _, agent = agent_of("dropout", tmp_path)
-    seen = watched(agent, ablations.Mask)
+    seen = watched(agent, networks.Mask)
     agent(images(0))
     convolutions = [module for module in agent.modules() if isinstance(module, nn.Conv2d)]
     assert len(seen) == len(convolutions) == 15
@@ -354,7 +368,7 @@ def test_layer_norm_is_over_channels_and_hidden_units(ablation, name, convolutio
     seen, before, after = watched(agent, nn.LayerNorm), watched(agent, kinds), watched(agent, nn.ReLU)
     outputs_of(name, agent, images(0, name=name))
     seen = [(x.clone(), y) for x, y in seen if x.shape[1] != 50]  # without sac_sam_reset.py's own
-    norms = [module for module in agent.modules() if isinstance(module, ablations.ChannelNorm)]
+    norms = [module for module in agent.modules() if isinstance(module, networks.ChannelNorm)]
     assert len(norms) == convolutions and sum(x.dim() == 2 for x, _ in seen) == hidden
     assert all(norm.eps == 1e-6 for norm in agent.modules() if isinstance(norm, nn.LayerNorm))
     for x, _ in seen:  # of a layer directly, and in front of a ReLU
@@ -395,9 +409,9 @@ def test_a_reset_leaves_the_norms_of_rainbow_and_each_network_has_its_own(tmp_pa
 
 def test_crelu_is_both_parts():
     x = torch.tensor([[1.0, -2.0], [0.0, 3.0]])
-    assert torch.equal(ablations.CReLU()(x), torch.tensor([[1.0, 0, 0, 2], [0, 3, 0, 0]]))
+    assert torch.equal(networks.CReLU()(x), torch.tensor([[1.0, 0, 0, 2], [0, 3, 0, 0]]))
     x = torch.randn(2, 3, 4, 5)
-    assert torch.equal(ablations.CReLU()(x), torch.cat([x.relu(), (-x).relu()], 1))
+    assert torch.equal(networks.CReLU()(x), torch.cat([x.relu(), (-x).relu()], 1))
 
 
 def noisy_size(n_in, n_out):
@@ -411,24 +425,16 @@ def test_crelu_of_rainbow_keeps_the_widths(tmp_path):
     convolutions = (4 * 64 + 1) * 16 + (32 * 16 + 1) * 32 + (64 * 9 + 1) * 32
     head = 2 * noisy_size(3136, 256) + noisy_size(512, 51) + noisy_size(512, 6 * 51)
     assert size_of(agent.backbone) == convolutions and size_of(agent.head) == head
-    before, after = watched(plain, nn.ReLU), watched(agent, ablations.CReLU)
+    before, after = watched(plain, nn.ReLU), watched(agent, networks.CReLU)
     for network in (plain, agent):
         outputs_of("drq_sam_reset", network, images(0, name="drq_sam_reset"))
     assert len(after) == 5 and [y.shape for _, y in before] == [y.shape for _, y in after]
     assert torch.allclose(agent.head.value[0].bias_sigma, torch.tensor(args.noisy_std * 256**-0.5))
     _, _, agent = agent_of("plastic", tmp_path, "drq_sam_reset", n_atoms=51)
     assert size_of(agent.head) == head and size_of(agent.backbone) == size_of(plain.backbone) + 2 * (32 + 64 + 64)
-    active = script.active_units(agent, filled_replay(script, args), args)  # of the norms' ReLUs, and of CReLUs
-    assert active["charts/active_head"] == 0.5 and 0 < active["charts/active_backbone"] < 1
-
-
-def filled_replay(script, args):
-    replay = script.Replay(30, (4, 84, 84), args, torch.device("cpu"))
-    rng = np.random.default_rng(0)
-    replay.begin(rng.integers(0, 256, (84, 84), dtype=np.uint8))
-    for step in range(20):
-        replay.add(step % 6, 1.0, False, rng.integers(0, 256, (84, 84), dtype=np.uint8))
-    return replay
+    obs = images(0, name="drq_sam_reset")
+    active = common.active_shares(agent, lambda: script.act(agent, obs))  # of the norms' ReLUs, and of CReLUs
+    assert active["head"] == 0.5 and 0 < active["backbone"] < 1
 
 
 @torch.no_grad()
@@ -440,7 +446,7 @@ def test_crelu_of_sac_doubles_the_inputs_of_what_follows(ablation, tmp_path):
     assert size_of(agent.encoder) == size_of(plain.encoder) + norms
     for head, wide, n_out in ((plain.critic.q1, agent.critic.q1, 1), (plain.actor.head, agent.actor.head, 4)):
         assert size_of(wide) == size_of(head) + 256 * (256 + n_out)
-        assert [type(layer) for layer in wide] == [nn.Linear, ablations.CReLU] * 2 + [nn.Linear]
+        assert [type(layer) for layer in wide] == [nn.Linear, networks.CReLU] * 2 + [nn.Linear]
         assert torch.equal(wide[0].weight @ wide[0].weight.T, head[0].weight @ head[0].weight.T)
         assert torch.allclose(wide[2].weight @ wide[2].weight.T, 2 * torch.eye(256), atol=1e-5)
         assert not wide[2].bias.any() and not wide[4].bias.any()
@@ -450,7 +456,7 @@ def test_crelu_of_sac_doubles_the_inputs_of_what_follows(ablation, tmp_path):
     assert torch.allclose(log_std @ log_std.T, torch.eye(2), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["drq_sam_reset", "sac_sam_reset"])
+@pytest.mark.parametrize("name", [pytest.param("drq_sam_reset", marks=pytest.mark.slow), "sac_sam_reset"])
 def test_l2_is_the_weight_decay_of_adam(name, monkeypatch, tmp_path):
     """After the first update; a large one, that it shows."""
     script, spared = load(name), {"drq_sam_reset": (), "sac_sam_reset": "log_alpha"}[name]
@@ -465,7 +471,8 @@ def test_l2_is_the_weight_decay_of_adam(name, monkeypatch, tmp_path):
         return dict((made[0] if name == "drq_sam_reset" else agent).named_parameters())
 
     results = []
-    for change in ((ablations.l2(script, amount=0.5, spared=spared),), (script.Agent, 0.5), (script.Agent,)):
+    decaying = partial(networks.make_agent, script, networks.l2(0.5, spared))
+    for change in ((decaying,), (script.Agent, 0.5), (script.Agent,)):
         made = []
         results.append(trained(*change))
     mine, decayed, plain = results
@@ -477,25 +484,31 @@ def test_l2_is_the_weight_decay_of_adam(name, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("sam", [False, True])
 def test_swa_evaluates_the_mean_of_the_last_weights(sam, monkeypatch, tmp_path):
-    monkeypatch.setattr(ablations, "SWA_EVERY", 2)
-    monkeypatch.setattr(ablations, "SWA_STEPS", 9)
-    script = script_of(monkeypatch, "drq_sam_reset")
+    monkeypatch.setattr(networks, "SWA_EVERY", 2)
+    monkeypatch.setattr(networks, "SWA_STEPS", 9)
+    script = pin(monkeypatch, "drq_sam_reset")
+    monkeypatch.setattr(script, "Agent", AGENTS["drq_sam_reset"])
     update, weights = script.update, []
 
     def seen_update(agent, *rest):
-        weights.append(ablations.weights_of(agent))
+        weights.append(networks.weights_of(agent))
         return update(agent, *rest)
 
     monkeypatch.setattr(script, "update", seen_update)
     evaluated, compare = [], script.compare
-    monkeypatch.setattr(script, "compare", lambda agent, *rest: evaluated.append(seen(agent)) or compare(agent, *rest))
+
+    def seen_compare(agents, *rest):
+        evaluated.append(seen(agents[0]))
+        return compare(agents, *rest)
+
+    monkeypatch.setattr(script, "compare", seen_compare)
     obs = script.to_pixels(images(0, name="drq_sam_reset"))
 
     @torch.no_grad()
     def seen(agent):
         """The agent's parameters, what it says in evaluation, and its parameters behind that."""
-        before, logits = ablations.weights_of(agent), agent.eval()(obs)
-        return before, logits, ablations.weights_of(agent.train())
+        before, logits = networks.weights_of(agent), agent.eval()(obs)
+        return before, logits, networks.weights_of(agent.train())
 
     run(monkeypatch, "drq_sam_reset", "swa", *flags_of("drq_sam_reset", tmp_path, eval_every=9), *["--sam"] * sam)
     chosen = torch.stack(weights[6:14:2])  # weights[n] are those after n of 14 updates
@@ -510,7 +523,7 @@ def test_swa_evaluates_the_mean_of_the_last_weights(sam, monkeypatch, tmp_path):
         nn.utils.vector_to_parameters(before if mean is None else mean, twin.parameters())
         assert torch.equal(logits, twin.eval()(obs)) and torch.equal(before, after)
     assert not torch.allclose(evaluated[-1][0], mean)
-    agent = agents_of(script, state, ablations.swa(script))[0]
+    (agent,) = script.load_agents(args, state, PlainEnvs, networks.swa(script))
     assert torch.equal(agent.eval()(obs), logits)
 
 
@@ -542,24 +555,27 @@ def test_doubled_is_twice_as_wide_and_the_other_has_the_weights_of_two(tmp_path)
     assert args.num_envs * args.num_steps == 32768 and args.num_envs * args.num_steps // args.num_minibatches == 4096
 
 
-def encoder_run(monkeypatch, tmp_path, *flags):
+def encoder_run(tmp_path, *flags):
     """The folder of a short run of two agents."""
-    script = script_of(monkeypatch, "mdpo")
-    script.main([*flags_of("mdpo", tmp_path / "source", eval_every=0), "--env-id", "maze", *flags])
+    script = common.load_script(ROOT / "algos" / "mdpo.py")
+    short = flags_of("mdpo", tmp_path / "source", eval_every=0, total_timesteps=16, update_epochs=1)
+    script.main([*short, "--env-id", "maze", *map(str, flags)], PlainEnvs)
     return folder_in(tmp_path / "source")
 
 
-def player_of(folder, number=1):
-    return torch.load(folder / "checkpoint.pt", weights_only=True)[f"player{number}"]["agent"]
+def agents_in(folder):
+    """The weights of each agent of a run."""
+    return [agent.state_dict() for agent in common.load_run(folder).agents()]
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_frozen_trains_new_heads_on_the_encoder_of_a_run(number, monkeypatch, tmp_path):
-    source = encoder_run(monkeypatch, tmp_path, "--num-levels", "7")
+@pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_frozen_trains_new_heads_on_the_encoder_of_a_run(number, scripts, monkeypatch, tmp_path):
+    source = encoder_run(tmp_path, "--num-levels", "7")
     flags = ["--encoder-agent", "2"] * (number == 2)
-    run(monkeypatch, "mdpo", "frozen", "--encoder", source, *flags, *flags_of("mdpo", tmp_path / "new", eval_every=0))
+    short = flags_of("mdpo", tmp_path / "new", eval_every=0, total_timesteps=16, update_epochs=1)
+    run(monkeypatch, "mdpo", "frozen", "--encoder", source, *flags, *short)
     folder = folder_in(tmp_path / "new")
-    before, after = player_of(source, number), player_of(folder)
+    before, (after,) = agents_in(source)[number - 1], agents_in(folder)
     args = json.loads((folder / "args.json").read_text())["args"]
     assert (args["env_id"], args["num_levels"], args["num_agents"]) == ("maze", 7, 1)
     assert before.keys() == after.keys()
@@ -573,8 +589,8 @@ def test_frozen_begins_with_heads_of_its_own(tmp_path):
     nn.init.uniform_(source.encoder[0].conv.weight)
     nn.init.uniform_(source.actor.weight)
     torch.manual_seed(0)
-    make_agent = ablations.frozen(script, encoder=source.encoder.state_dict())
-    agent = make_agent(ScriptedEnvs(args, "train", num_actions=6), args)
+    change = networks.frozen(source.encoder.state_dict())
+    agent = networks.make_agent(script, change, ScriptedEnvs(args, "train", num_actions=6), args)
     assert equal(agent.encoder.parameters(), source.encoder.parameters())
     assert equal(agent.actor.parameters(), plain.actor.parameters())
     assert [name for name, weight in agent.named_parameters() if weight.requires_grad] == [
@@ -585,15 +601,16 @@ def test_frozen_begins_with_heads_of_its_own(tmp_path):
     ]
 
 
-def test_frozen_says_what_it_lacks(monkeypatch, capsys, tmp_path):
-    source = encoder_run(monkeypatch, tmp_path, "--num-agents", "1")
-    run(monkeypatch, "mdpo", "doubled", *flags_of("mdpo", tmp_path / "wide", eval_every=0))
+def test_frozen_says_what_it_lacks(scripts, monkeypatch, capsys, tmp_path):
+    source = encoder_run(tmp_path, "--num-agents", "1")
+    wide = flags_of("mdpo", tmp_path / "wide", eval_every=0, total_timesteps=16, num_steps=8, update_epochs=1)
+    run(monkeypatch, "mdpo", "doubled", *wide, "--num-envs", "2")
     capsys.readouterr()
     tiny = flags_of("mdpo", tmp_path / "new")
     for flags, expected in (
         ([], "--encoder"),
         (["--encoder", source, "--encoder-agent", "2"], "no such agent"),
-        (["--encoder", tmp_path], "cannot be read"),
+        (["--encoder", tmp_path], "is no folder of a run"),
         (["--encoder", folder_in(tmp_path / "wide")], "another shape"),
     ):
         with pytest.raises(SystemExit, match=r"^2$"):
@@ -616,66 +633,75 @@ def flags_of(name, runs_dir, **changes):
     return list(itertools.chain(*pairs))
 
 
-def run(monkeypatch, name, ablation, *flags):
-    script_of(monkeypatch, name)
-    ablations.main([name, ablation, *map(str, flags)])
+def pin(monkeypatch, name):
+    """The module of a script, on scripted environments, which is what common.load_script gives from now on."""
+    script = load(name)
+    monkeypatch.setattr(script, "make_envs", PlainEnvs)
+    monkeypatch.setattr(common, "load_script", lambda _: script)
+    return script
 
 
-def same(a, b):
-    """Whether nested states are equal bit for bit."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
-def state_of(path):
-    """A checkpoint without the arguments and how long its log is."""
-    state = torch.load(path, weights_only=True)
-    return {key: value for key, value in state.items() if key not in ("args", "metrics_bytes")}
+def run(monkeypatch, script, ablation, *flags):
+    """Runs the program in this process."""
+    argv = [script, ablation, *map(str, flags)]
+    monkeypatch.setattr(sys, "argv", ["benchmark/suites/ablations.py", *argv])  # what args.json holds
+    ablations.main(argv)
 
 
 def evaluations(folder):
-    return [line for line in (folder / "metrics.csv").read_text().splitlines() if ",eval/" in line]
+    """What was logged at evaluations, active units among it."""
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    return [line for line in lines if ",eval/" in line or ",charts/active_" in line]
 
 
-# What is said besides, what goes without captured calls, and what resumes as another one of the list does.
+# What goes without captured calls, what is asked for besides, and what resumes as another one of the list does.
 BRANCHING = {("ppo_netrand", "dropout"), ("ppo_netrand", "l2"), ("drq_sam_reset", "swa")}
-MORE = {("ppo_netrand", "dropout"): ["--netrand"], ("drq_sam_reset", "swa"): ["--sam"]}
+MORE = {
+    ("ppo_netrand", "dropout"): ["--netrand"],
+    ("drq_sam_reset", "swa"): ["--sam"],
+    ("drq_sam_reset", "plain"): ["--active-units"],
+}
 LIKE = {(name, f"l2_{amount}") for name in ("drq_sam_reset", "sac_sam_reset") for amount in ("1e-3", "1e-5")}
+FAST = {("ppo_netrand", "cutout"), ("mdpo", "frozen")}  # one of environments, one of networks
+RESUMED = []
+for pair in EVERY:
+    if pair not in LIKE:
+        RESUMED.append(pytest.param(*pair, marks=[] if pair in FAST else pytest.mark.slow))
 
 
-@pytest.mark.parametrize(("name", "ablation"), [pair for pair in EVERY if pair not in LIKE])
-def test_each_one_trains_evaluates_and_resumes_bit_for_bit(name, ablation, monkeypatch, tmp_path):
-    monkeypatch.setattr(ablations, "SWA_EVERY", 4)
+@pytest.mark.parametrize(("name", "ablation"), RESUMED)
+def test_each_one_trains_evaluates_and_resumes_bit_for_bit(name, ablation, scripts, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(networks, "SWA_EVERY", 4)
     flags = ["--plain-look"] * (name == "ppo_netrand") + MORE.get((name, ablation), [])
-    encoder = ["--encoder", encoder_run(monkeypatch, tmp_path)] if ablation == "frozen" else []
+    encoder = ["--encoder", encoder_run(tmp_path)] if ablation == "frozen" else []
     run(monkeypatch, name, ablation, *encoder, *flags_of(name, tmp_path / "whole"), *flags)
-    flags = [*flags_of(name, tmp_path / "part"), *flags]
     with monkeypatch.context() as patch, pytest.raises(InterruptedError):
         patch.setattr(PlainEnvs, "left", 13)  # of 16 or 18 steps
-        run(patch, name, ablation, *encoder, *flags)
+        run(patch, name, ablation, *encoder, *flags_of(name, tmp_path / "part"), *flags)
     whole, part = folder_in(tmp_path / "whole"), folder_in(tmp_path / "part")
     assert f"__{name}_{ablation}__1__" in part.name
     known = json.loads((part / "args.json").read_text())["args"]
     assert known["cuda_graphs"] == ((name, ablation) not in BRANCHING)
     assert known.get("netrand", False) == ("--netrand" in flags)
-    run(monkeypatch, name, ablation, *flags, "--resume", part / "exact.pt")
-    assert same(state_of(whole / "checkpoint.pt"), state_of(part / "checkpoint.pt"))
-    assert evaluations(whole) == evaluations(part) and evaluations(whole)
-    trained = (part / "evaluation.csv").read_text()
-    run(monkeypatch, name, ablation, *flags, "--evaluate", part)
-    assert (part / "evaluation.csv").read_text() == trained
     other = next(key for key in ablations.ABLATIONS[name] if key not in (ablation, "frozen"))
+    capsys.readouterr()
     with pytest.raises(SystemExit, match=r"^2$"):
-        run(monkeypatch, name, other, *flags, "--resume", part, "--total-timesteps", "48")
+        run(monkeypatch, name, other, "--resume", part)
+    assert f"not of the ablation {other}, but '{ablation}'" in capsys.readouterr().err
+    run(monkeypatch, name, ablation, "--resume", part)
+    assert same(state_of(whole), state_of(part))
+    assert evaluations(whole) == evaluations(part) and evaluations(whole)
+    finished = common.load_run(part)
+    (agent,) = finished.agents()
+    returns = finished.script.evaluate(agent, finished.args, finished.make_envs, "test")
+    logged = [line for line in evaluations(part) if "eval/test_return" in line]
+    assert float(logged[-1].split(",")[2]) == returns.mean()
 
 
 @pytest.mark.parametrize("ablation", ["cutout", "inversion", "jitter", "gray"])
 def test_the_environments_are_wrapped_where_the_script_trains(ablation, monkeypatch, tmp_path):
     """What the last rollout holds, against what bare environments show."""
-    script = script_of(monkeypatch, "ppo_netrand")
+    script = pin(monkeypatch, "ppo_netrand")
     made, update = [], script.update
 
     def seen_update(agent, optimizer, kernel, skip, clip_coef, batch, args):
@@ -695,21 +721,77 @@ def test_the_environments_are_wrapped_where_the_script_trains(ablation, monkeypa
 
 def test_dropout_gives_ratios_of_one_at_first(monkeypatch, tmp_path):
     """Masks that changed between acting and learning would show in the first minibatch of each iteration."""
-    script, first = script_of(monkeypatch, "ppo_netrand"), []
+    script, first = pin(monkeypatch, "ppo_netrand"), []
     update = script.update
     monkeypatch.setattr(script, "update", lambda *args: first.append(update(*args)) or first[-1])
-    flags = [*flags_of("ppo_netrand", tmp_path, total_timesteps=96), "--netrand", "--clean-prob", "0.5"]
+    flags = [*flags_of("ppo_netrand", tmp_path, total_timesteps=96, eval_every=0), "--netrand", "--clean-prob", "0.5"]
     run(monkeypatch, "ppo_netrand", "dropout", *flags)
     assert len(first) == 24 and all(parts["approx_kl"].abs() < 1e-6 for parts in first[::4])
     assert all(parts["approx_kl"].abs() > 1e-6 for parts in first[3::4])
 
 
-@pytest.mark.parametrize("argv", [["layer_norm", "drq_sam_reset"], ["drq-sam-reset", "layer-norm"]])
-def test_either_order_and_either_dash(argv, monkeypatch):
+class TwoStreams(AGENTS["drq_sam_reset"]):
+    """A small network with the head of drq_sam_reset.py."""
+
+    def __init__(self, envs, args):
+        super().__init__(envs, args)
+        self.head = load("drq_sam_reset").DuelingHead(16, int(envs.single_action_space.n), args.n_atoms, 0.5)
+
+
+def test_active_units_are_logged_on_request_and_change_nothing(monkeypatch, tmp_path):
+    script = pin(monkeypatch, "drq_sam_reset")
+    for name in ("Agent", "compare", "Replay"):  # the last two to be put back
+        monkeypatch.setattr(script, name, TwoStreams if name == "Agent" else getattr(script, name))
+    flags = ["--no-sam", "--reset-every", "3", "--eval-every", "3"]  # evaluated once before the first update
+    run(monkeypatch, "drq_sam_reset", "plain", *flags_of("drq_sam_reset", tmp_path / "without"), *flags)
+    run(monkeypatch, "drq_sam_reset", "plain", *flags_of("drq_sam_reset", tmp_path / "with"), *flags, "--active-units")
+    folder, without = folder_in(tmp_path / "with"), folder_in(tmp_path / "without")
+    assert same(state_of(folder), state_of(without)) and "charts/active" not in (without / "metrics.csv").read_text()
+    logged = [line.split(",") for line in evaluations(folder) if "active" in line]
+    assert [int(step) for step, *_ in logged] == [6, 6, 9, 9, 12, 12, 15, 15, 18, 18]
+
+    args = script.Args(**json.loads((folder / "args.json").read_text())["args"])
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    agent = TwoStreams(PlainEnvs(args, "test"), args)
+    agent.load_state_dict(state["agent"])
+    replay = script.Replay(args.total_timesteps, (4, 84, 84), args, torch.device("cpu"), folder / "replay.bin")
+    replay.load_state_dict(state["replay"])
+    uniform = torch.rand(512, dtype=torch.float64, generator=torch.Generator().manual_seed(args.eval_seed))
+    obs = replay.gather(replay.sample(uniform, 1.0)[0])["obs"]
+    found = dict(row[1:] for row in logged[-2:])
+    for part, expected in slow_shares(agent.eval(), script.to_pixels(obs)).items():
+        assert float(found[f"charts/active_{part}"]) == pytest.approx(expected, abs=1e-6)
+
+
+@torch.no_grad()
+def slow_shares(agent, pixels):
+    """Share of what is not zero behind the ReLUs, layer by layer."""
+    hidden = agent.backbone(pixels)  # ends with its ReLU
+    head = [stream[0](hidden).relu() for stream in (agent.head.value, agent.head.advantage)]
+    shares = {"backbone": hidden, "head": torch.cat(head)}
+    return {part: (values > 0).float().mean().item() for part, values in shares.items()}
+
+
+def test_a_copy_is_known_by_its_arguments_and_lies_in_the_run(scripts, monkeypatch, tmp_path):
+    text = (ROOT / "algos" / "mdpo.py").read_text()
+    copy_path = tmp_path / "mine.py"
+    copy_path.write_text(text.replace("gain=0.01)", "gain=0.02)"))
+    flags = flags_of("mdpo", tmp_path / "runs", eval_every=0)
+    run(monkeypatch, str(copy_path), "doubled", *flags, "--num-envs", "2", "--total-timesteps", "16")
+    folder = folder_in(tmp_path / "runs")
+    assert "__mine_doubled__1__" in folder.name
+    assert (folder / "mine.py").read_text() == copy_path.read_text()
+    copy_path.unlink()
+    (agent,) = common.load_run(folder).agents()  # with the script and the ablation that trained it
+    assert agent.actor.in_features == 512
+
+
+def test_a_name_may_have_either_dash(monkeypatch):
     seen = []
-    monkeypatch.setattr(script_of(monkeypatch, "drq_sam_reset"), "main", lambda flags, **seams: seen.append(flags))
-    ablations.main([*argv, "--env-id", "pong"])
-    ablations.main(["drq_sam_reset", "l2-1e-3"])
+    script = pin(monkeypatch, "drq_sam_reset")
+    monkeypatch.setattr(script, "main", lambda flags, *seams: seen.append(flags))
+    ablations.main(["drq-sam-reset", "layer_norm", "--env-id", "pong"])
+    ablations.main(["drq_sam_reset", "l2_1e-3"])
     flags, (_, other, *_) = seen
     assert flags == ["--exp-name", "drq_sam_reset_layer_norm", *ablations.BASE, "--env-id", "pong"]
     assert other == "drq_sam_reset_l2_1e-3"
@@ -722,20 +804,35 @@ def test_plastic_is_the_method_on_its_networks():
         assert args.learning_rate == {"drq_sam_reset": 1.414e-4, "sac_sam_reset": 1e-4}[name]
 
 
-def test_what_is_not_there_is_one_line_and_code_2(capsys):
-    for argv, expected in ((["nope"], "ppo_netrand"), (["ppo_netrand"], "gray"), (["ppo_netrand", "nope"], "cutout")):
-        with pytest.raises(SystemExit, match=r"^2$"):
-            ablations.main(argv)
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1 and expected in error
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["nope"], "no script 'nope', there are: drq_sam_reset"),
+        (["nope.py"], "nope.py: no such script"),
+        (["ppo_netrand"], "gray"),
+        (["ppo_netrand", "nope"], "cutout"),
+        (["drqv2_pieg", "l2"], "no ablations of drqv2_pieg.py, there are some of: ppo_netrand"),
+        (["ppo_netrand", "l2", "--active-units"], "--active-units: for drq_sam_reset.py"),
+        (["ppo_netrand", "l2", "--resume", "nowhere"], "nowhere is no folder of a run"),
+    ],
+)
+def test_what_is_not_there_is_one_line_and_code_2(argv, expected, capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        ablations.main(argv)
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and expected in error
 
 
-def test_all_are_listed_and_the_program_starts():
-    command = [sys.executable, str(ROOT / "benchmark" / "ablations.py")]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert all(f"{name} {ablation} " in output for name, ablation in EVERY)
-    assert len(output.splitlines()) == 2 + len(EVERY) and "drqv2_pieg.py --encoder drqv2" in output
-    helped = subprocess.run([*command, "ppo_netrand", "--help"], capture_output=True, text=True, check=True).stdout
-    assert helped == output
-    failed = subprocess.run([*command, "ppo_netrand", "l2", "--num-envs", "0"], capture_output=True, text=True)
+def test_all_are_listed(capsys):
+    for argv in ([], ["--help"], ["ppo_netrand", "-h"]):
+        ablations.main(argv)
+        output = capsys.readouterr().out
+        assert all(f"{name} {ablation} " in output for name, ablation in EVERY)
+        assert len(output.splitlines()) == 2 + len(EVERY) and "drqv2_pieg.py --encoder drqv2" in output
+
+
+def test_the_program_starts(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmark" / "suites" / "ablations.py"), "ppo_netrand", "l2"]
+    failed = subprocess.run([*command, "--num-envs", "0"], capture_output=True, text=True, cwd=tmp_path)
     assert failed.returncode == 2 and failed.stderr.startswith("error: --num-envs 0")
+    assert not list(tmp_path.iterdir())

@@ -1,8 +1,8 @@
 """From runs to a plot: what collect.py writes and plot_curves.py draws."""
 
 import csv
-import importlib.util
 import json
+import shutil
 import sys
 
 import matplotlib.pyplot as plt
@@ -11,17 +11,15 @@ import pytest
 from conftest import ROOT
 from matplotlib.colors import to_hex
 
-sys.path.insert(0, str(ROOT / "benchmark"))  # where they find each other
+sys.path[:0] = [str(ROOT / "benchmark"), str(ROOT / "benchmark" / "tables")]
+import collect
+import common
+import plot_curves
 
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmark" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-collect, plot_curves = load("collect"), load("plot_curves")
+    """A program in benchmark/ as a fresh module."""
+    return common.load_script(next((ROOT / "benchmark").rglob(f"{name}.py")))
 
 
 def run(module, monkeypatch, *flags):
@@ -29,26 +27,30 @@ def run(module, monkeypatch, *flags):
     module.main()
 
 
+def make_run(folder, command, args, script="mdpo", returns=(), sessions=()):
+    """A run's folder as a script leaves it: args.json, metrics.csv and the script, here of one comment."""
+    folder.mkdir()
+    about = {"command": command, "args": {"exp_name": script, "seed": 1} | args, "commit": "c0ffee", "python": "3"}
+    about |= {"packages": {"torch": "2", "tqdm": "4"}, "hardware": {"gpu": None, "cores": 2, "cpu": "x"}}
+    about["sessions"] = [{"command": command, "changed": changed} for changed in ({}, *sessions)]
+    (folder / "args.json").write_text(json.dumps(about))
+    (folder / f"{script}.py").write_text("# a script")
+    lines = [f"{10 * n},eval/test_return,{value}\n{10 * n},losses/x,1\n" for n, value in enumerate(returns)]
+    (folder / "metrics.csv").write_text("step,key,value\n" + "".join(lines))
+
+
 @pytest.fixture
 def folders(tmp_path):
-    """Two runs of a script of ours and one of somebody else's, with returns that say which is which."""
-    for seed, (program, steps) in enumerate((("elsewhere/mdpo.py", 3), ("mdpo.py", 2), ("other.py", 3))):
-        folder = tmp_path / f"run{seed}"
-        folder.mkdir()
-        about = {
-            "command": [program, "--runs-dir", "elsewhere", "--seed", str(seed)],
-            "args": {"env_id": "maze", "seed": seed},
-            "commit": "c0ffee",
-        }
-        about |= {"packages": {"torch": "2", "tqdm": "4"}, "hardware": {"gpu": None, "cores": 2, "cpu": "x"}}
-        (folder / "args.json").write_text(json.dumps(about))
-        lines = [
-            f"{10 * step},{key},{step + seed}" for step in range(steps) for key in ("eval/test_return", "losses/x")
-        ]
-        (folder / "metrics.csv").write_text("\n".join(["step,key,value", *lines]) + "\n")
+    """Two runs of a script of ours and one of a script elsewhere, with returns that say which is which."""
+    programs = (("/there/algos/mdpo.py", "mdpo", 3), ("algos/mdpo.py", "mdpo", 2), ("/there/other.py", "other", 3))
+    for seed, (program, script, steps) in enumerate(programs):
+        command = [program, "--runs-dir", "elsewhere", "--seed", str(seed)]
+        args = {"env_id": "maze", "seed": seed, "distribution_mode": "easy", "num_levels": 200}
+        make_run(tmp_path / f"run{seed}", command, args, script, [step + seed for step in range(steps)])
     return tmp_path
 
 
+# ---- collect.py ----
 def test_a_row_a_number_with_the_run_it_came_from(folders, monkeypatch, capsys):
     runs = [f"A={folders}/run0", f"A={folders}/run1", f"B={folders}/run2"]
     run(collect, monkeypatch, *runs, "--out", folders / "out.csv")
@@ -58,14 +60,56 @@ def test_a_row_a_number_with_the_run_it_came_from(folders, monkeypatch, capsys):
         *[("A", "1", str(10 * step), str(step + 1)) for step in range(2)],
         *[("B", "2", str(10 * step), str(step + 2)) for step in range(3)],
     ]
-    assert {row["command"] for row in rows} == {
-        "python algos/mdpo.py --seed 0",
-        "python algos/mdpo.py --seed 1",
-        "python other.py --seed 2",
+    assert {(row["command"], row["script"], row["changed"], row["default_steps"]) for row in rows} == {
+        ("python algos/mdpo.py --seed 0", "mdpo", '{"distribution_mode": "easy"}', "50000000"),
+        ("python algos/mdpo.py --seed 1", "mdpo", '{"distribution_mode": "easy"}', "50000000"),
+        ("python other.py --seed 2", "other", "", ""),
     }
-    assert {(row["packages"], row["commit"], row["task"], row["hardware"]) for row in rows} == {
-        ("torch==2", "c0ffee", "maze", "no GPU, 2 cores x")
+    assert {(row["packages"], row["commit"], row["task"], row["suite"], row["hardware"]) for row in rows} == {
+        ("torch==2", "c0ffee", "maze", "procgen-easy", "no GPU, 2 cores x")
     }
+
+
+def test_a_run_counts_with_its_latest_arguments(tmp_path, monkeypatch):
+    """They are in args.json; the command is still the first one, with what was changed behind it."""
+    command = ["algos/mdpo.py", "--total-timesteps", "100", "--num-agents", "1"]
+    args = {"env_id": "maze", "distribution_mode": "hard", "num_levels": 500, "num_agents": 1, "total_timesteps": 300}
+    make_run(tmp_path / "a", command, args, returns=[1], sessions=[{}, {"total_timesteps": 300}])
+    run(collect, monkeypatch, tmp_path / "a", "--out", tmp_path / "out.csv")
+    (row,) = csv.DictReader((tmp_path / "out.csv").open())
+    assert row["command"] == f"python {' '.join(command)} (resumed with total_timesteps 300)"
+    assert (row["script"], row["changed"]) == ("mdpo", '{"num_agents": 1}')
+
+
+def test_a_run_of_a_changed_copy_is_collected_and_drawn_like_any_other(tmp_path, monkeypatch):
+    """Whatever its file is called: its method is its --exp-name, its suite follows from its arguments."""
+    args = {"env_id": "maze", "distribution_mode": "hard", "num_levels": 500, "new_flag": 3}
+    make_run(tmp_path / "a", ["/home/me/mine.py"], args | {"exp_name": "idea"}, script="mine", returns=[1, 2])
+    run(collect, monkeypatch, tmp_path, "--out", tmp_path / "out.csv")
+    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
+    names = ("method", "suite", "task", "script", "changed", "command")
+    assert [rows[0][name] for name in names] == ["idea", "procgen-hard", "maze", "mine", "", "python mine.py"]
+    run(plot_curves, monkeypatch, tmp_path / "out.csv", "--out", tmp_path / "out.svg", "--published", "none")
+    assert "idea, test (1 seed)" in (tmp_path / "out.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "script", "found"),
+    [
+        (["algos/mdpo.py"], "mdpo", "mdpo"),
+        (["/x/benchmark/suites/ablations.py", "mdpo", "doubled", "--seed", "1"], "mdpo", "mdpo doubled"),
+        (["benchmark/suites/ablations.py", "mdpo", "plain"], "mdpo", "mdpo"),
+        (["benchmark/suites/ablations.py", "algos/mine.py", "doubled"], "mine", "mine doubled"),
+        (["benchmark/suites/drawerworld.py", "drqv2_pieg"], "drqv2_pieg", "drqv2_pieg drawerworld"),
+        (["notebook.py"], "mdpo", "mdpo notebook"),
+    ],
+)
+def test_script_of_a_run(command, script, found, tmp_path):
+    """With what else changed the method behind it, so that it is not taken for the paper's."""
+    make_run(tmp_path / "a", command, {"env_id": "maze", "num_levels": 500}, script)
+    settings = collect.settings_of(tmp_path / "a", common.read_about(tmp_path / "a"))
+    assert settings["script"] == found
+    assert bool(settings["changed"]) == (found in ("mdpo", "mdpo doubled"))
 
 
 @pytest.mark.parametrize("flags", ["A=nowhere --out {}/out.csv", "A={}/run0 --out {}/no/out.csv", "A={}/run0 --out {}"])
@@ -85,12 +129,12 @@ def test_the_mean_goes_as_far_as_all_seeds_go(folders):
             "value": [1.0, 2.0, 9.0, 3.0, 6.0],
         }
     )
-    lines = {"eval/test_return": ("-", "unseen levels"), "eval/train_return": ("--", "training levels")}
+    lines = {"eval/test_return": "-", "eval/train_return": "--"}
     figure, axis = plt.subplots()
     plot_curves.draw(axis, data, lines, {"A": "red", "B": "blue"}, "floor")
     mean = axis.get_lines()[-1]
     assert (list(mean.get_xdata()), list(mean.get_ydata())) == ([0, 10], [2.0, 4.0])
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["A, unseen levels (2 seeds)"]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["A, test (2 seeds)"]
     plt.close(figure)
 
 
@@ -99,7 +143,7 @@ def test_seeds_that_were_logged_at_other_steps_share_a_mean():
     about = {"method": ["A"] * 5, "key": ["charts/episodic_return"] * 5, "seed": [1, 1, 2, 2, 2]}
     data = pd.DataFrame(about | {"step": [0, 20, 5, 10, 30], "value": [0.0, 20.0, 15.0, 20.0, 0.0]})
     figure, axis = plt.subplots()
-    plot_curves.draw(axis, data, {"charts/episodic_return": ("-", "episodes")}, {"A": "red"}, None)
+    plot_curves.draw(axis, data, {"charts/episodic_return": "-"}, {"A": "red"}, None)
     *_, mean = axis.get_lines()
     assert list(mean.get_xdata()) == [5, 10, 20] and list(mean.get_ydata()) == [10.0, 15.0, 15.0]
     plt.close(figure)
@@ -130,25 +174,19 @@ def test_only_what_was_logged_has_a_panel(folders, monkeypatch):
 
 
 def test_collect_takes_all_runs_of_a_folder(folders, monkeypatch, capsys):
-    """Each called by its --exp-name, of the suite of its script; a run that has logged nothing yet is left out."""
-    for n, (program, name) in enumerate(
-        (
-            (["algos/drq_sam_reset.py"], "drq"),
-            (["x/benchmark/ablations.py", "sac_sam_reset", "l2"], "l2"),
-            (["mdpo.py"], "new"),
-        )
-    ):
-        folder = folders / f"run{n}"
-        about = json.loads((folder / "args.json").read_text())
-        about["command"], about["args"]["exp_name"] = [*program, "--seed", str(n)], name
-        (folder / "args.json").write_text(json.dumps(about))
+    """Each called by its --exp-name, of its own suite; a run that has logged nothing yet is left out."""
+    shutil.rmtree(folders / "run0")
+    atari, dmc = {"env_id": "Krull", "eval_epsilon": 0.001}, {"env_id": "walker-walk", "action_repeat": 2}
+    make_run(folders / "atari", ["mine.py"], atari | {"exp_name": "drq"}, "mine", [1, 2, 3])
+    make_run(folders / "dmc", ["mine.py"], dmc | {"exp_name": "sac"}, "mine", [1, 2])
     (folders / "run2" / "metrics.csv").write_text("step,key,value\n")
     (folders / "no_run").mkdir()
     run(collect, monkeypatch, folders, "--out", folders / "out.csv")
-    rows = pd.read_csv(folders / "out.csv").groupby(["method", "suite", "command"]).size()
+    rows = pd.read_csv(folders / "out.csv").groupby(["method", "suite", "task"]).size()
     assert dict(rows) == {
-        ("drq", "atari-100k", "python algos/drq_sam_reset.py --seed 0"): 3,
-        ("l2", "dmc", "python benchmark/ablations.py sac_sam_reset l2 --seed 1"): 2,
+        ("drq", "atari-100k", "Krull"): 3,
+        ("sac", "dmc", "walker-walk"): 2,
+        ("mdpo", "procgen-easy", "maze"): 2,
     }
     assert "1 runs left out" in capsys.readouterr().err
     run(collect, monkeypatch, f"A={folders}", "--out", folders / "out.csv", "--suite", "mine")
@@ -158,24 +196,30 @@ def test_collect_takes_all_runs_of_a_folder(folders, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("program", "args", "suite"),
     [
-        ("drqv2_pieg.py", {"eval_modes": []}, "dmc"),
-        ("drqv2_pieg.py", {"eval_modes": ["video_hard"]}, "dmc-gb"),
-        ("ppo_netrand.py", {}, "procgen"),
-        ("benchmark/drawerworld.py", {}, "drawerworld"),
+        ("algos/mine.py", {"action_repeat": 2, "eval_modes": []}, "dmc"),
+        ("algos/mine.py", {"action_repeat": 2, "eval_modes": ["video_hard"]}, "dmc-gb"),
+        ("benchmark/suites/drawerworld.py", {"action_repeat": 2}, "drawerworld"),
+        ("benchmark/suites/ablations.py", {"action_repeat": 2}, "dmc"),
+        ("mine.py", {"distribution_mode": "hard"}, "procgen-hard"),
+        ("mine.py", {"distribution_mode": "hard", "plain_look": False}, "procgen-hard"),
+        ("mine.py", {"distribution_mode": "hard", "plain_look": True}, "procgen-plain"),
+        ("mine.py", {"eval_epsilon": 0.0}, "atari-100k"),
+        ("mine.py", {}, "other"),
     ],
 )
 def test_suite_of_a_run(program, args, suite):
-    assert collect.suite_of(program, ["drqv2_pieg"], args) == suite
+    assert common.suite_of({"command": [program, "--seed", "1"], "args": args}) == suite
 
 
+# ---- plot_curves.py ----
 def test_published_levels_are_drawn_where_they_fit_and_named_where_not():
     """SPR's 3681.61 on Krull and rliable's DER below it; a line twice as high would flatten the curves."""
     about = {"method": "A", "suite": "atari-100k", "task": "krull", "key": "eval/test_return", "seed": 1}
     data = pd.DataFrame([about | {"step": step, "value": value} for step, value in ((0, 0.0), (10, 2600.0))])
-    lines = plot_curves.COLUMNS["evaluations"]
-    levels = plot_curves.levels_of(data, lines, plot_curves.printed(("atari100k_other_baselines",)))
+    lines = plot_curves.PANELS["evaluations"]
+    levels = plot_curves.levels_of(data, lines, plot_curves.published(("atari100k_other_baselines",)))
     assert levels["SPR, test, 100,000 agent steps"] == 3681.61 and len(levels) == 4
-    assert plot_curves.levels_of(data, lines, plot_curves.printed(("none",))) == {}
+    assert plot_curves.levels_of(data, lines, plot_curves.published(("none",))) == {}
     figure, axis = plt.subplots()
     plot_curves.draw(axis, data, lines, {"A": "red"}, None, levels)
     texts = [text.get_text() for text in axis.get_legend().get_texts()]
@@ -185,7 +229,7 @@ def test_published_levels_are_drawn_where_they_fit_and_named_where_not():
     plt.close(figure)
 
 
-@pytest.mark.parametrize("count", [len(plot_curves.COLOURS), 20])
+@pytest.mark.parametrize("count", [len(common.COLOURS), 20])
 def test_each_method_has_a_colour_of_its_own(count):
     about = {"suite": "dmc", "task": "walker-walk", "key": "eval/test_return", "seed": 1}
     rows = [about | {"method": str(n), "step": step, "value": n} for n in range(count) for step in (0, 10)]
@@ -200,7 +244,7 @@ def test_seeds_stand_in_a_band_of_their_deviation():
         [about | {"seed": seed, "step": step, "value": 10.0 * seed} for seed in (1, 3) for step in (0, 1)]
     )
     figure, axis = plt.subplots()
-    plot_curves.draw(axis, data, {"eval/test_return": ("o-", "test")}, {"A": "red"}, None)
+    plot_curves.draw(axis, data, {"eval/test_return": "o-"}, {"A": "red"}, None)
     (band,) = axis.collections
     ends = band.get_paths()[0].get_extents()
     assert (ends.y0, ends.y1) == pytest.approx((20 - 200**0.5, 20 + 200**0.5))

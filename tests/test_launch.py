@@ -1,7 +1,7 @@
-"""The lists of benchmark/ hold commands that exist, and launch.py brings each to its end, whatever interrupts it.
+"""The lists of benchmark/lists/ hold commands that exist, and launch.py finishes each run, whatever interrupts it.
 
 Most sweeps here are of a program that keeps the scripts' contract and takes a second: a folder with args.json, a
-checkpoint a step, --resume, and signals after which it saves.
+checkpoint per step, --resume, and signals after which it saves.
 """
 
 import dataclasses
@@ -44,7 +44,8 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
 folder = Path(args.resume or f"{args.runs_dir}/{args.env_id}__{args.exp_name}__{args.seed}__{time.time_ns()}")
 if not args.resume:
     folder.mkdir(parents=True)
-    (folder / "args.json").write_text(json.dumps({"command": sys.argv}))
+    about = {"command": sys.argv, "args": {"total_timesteps": args.steps, "eval_every": 1}}
+    (folder / "args.json").write_text(json.dumps(about))
 (folder / "pid").write_text(str(os.getpid()))
 steps = folder / "steps"
 
@@ -64,7 +65,7 @@ for step in range(len(steps.read_text().split()) if args.resume else 0, args.ste
         sys.exit(128 + stopped[0])
 save("done")
 """
-LISTS = sorted((ROOT / "benchmark").glob("*.sh"))
+LISTS = sorted((ROOT / "benchmark" / "lists").glob("*.sh"))
 launch = benchmark("launch")
 
 
@@ -72,8 +73,8 @@ launch = benchmark("launch")
 def fake(tmp_path):
     """write(*lines) -> a list of runs of the program above, whose flags the lines are."""
     (tmp_path / "fake.py").write_text(FAKE)
-    for name in ("running", "done"):
-        torch.save({"done": name == "done"}, tmp_path / f"{name}.pt")
+    torch.save({"step": 0, "evaluated": 0}, tmp_path / "running.pt")
+    torch.save({"step": 1000, "evaluated": 1000}, tmp_path / "done.pt")
 
     def write(*lines):
         path = tmp_path / "list.sh"
@@ -128,9 +129,9 @@ def of_command(command):
     if program.startswith("algos/"):
         return load(Path(program).stem), None, False, words
     script, *words = words
-    if program == "benchmark/ablations.py":
+    if program == "benchmark/suites/ablations.py":
         return load(script), words[0], False, words[1:]
-    assert program in ("benchmark/manipulation.py", "benchmark/drawerworld.py")
+    assert program in ("benchmark/suites/manipulation.py", "benchmark/suites/drawerworld.py")
     return load(script), None, True, words
 
 
@@ -139,32 +140,34 @@ def of_command(command):
 def test_each_line_of_a_list_is_a_command(path, scale, monkeypatch):
     """Its flags are the script's, in their range, and no two lines write into folders of one name."""
     monkeypatch.chdir(ROOT)
-    ablations, parsed, names = benchmark("ablations").ABLATIONS, {}, []
+    ablations, parsed, names = benchmark("ablations"), {}, []
     for run in launch.runs_of(launch.Args(lists=(str(path),), scale=scale)):
         script, ablation, suite, flags = of_command(run.command)
-        assert ablation is None or ablation in ablations.get(script.__name__, ()), ablation
+        if ablation:
+            ablations.find(script, ablation)
         env_id = flags.pop(flags.index("--env-id") + 1) if not suite else "the suite's"
         flags = [flag for flag in flags if flag != "--env-id"]
         if (key := (script.__name__, *flags)) not in parsed:
             parsed[key] = tyro.cli(script.Args, args=flags)
-        args = dataclasses.replace(parsed[key], env_id=env_id)
+        args = parsed[key]
         names.append((run.command[0] if suite else "", env_id, args.exp_name))
-        if script.__name__ != "drqv2_pieg":
-            script.check(args)
-        elif not suite:
-            script.task_of(args.env_id)
+        if not suite:
+            not_here = {"overlay_dir": "textures", "eval_modes": ()}  # data of other people
+            changes = {name: value for name, value in not_here.items() if name in vars(args)}
+            script.check(dataclasses.replace(args, env_id=env_id, **changes))
     assert len(set(names)) == len(names)
 
 
 def test_every_script_has_a_list():
-    assert [path.stem for path in LISTS] == SCRIPTS
+    assert {path.stem for path in LISTS} <= set(SCRIPTS)
+    assert len(LISTS) == 5
 
 
 def test_only_seeds_and_dry_run(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
 
     def printed(*flags):
-        chosen = ["benchmark/mdpo.sh", "--only", "bigfish", "--only", "exp-name mdpo ", "--dry-run"]
+        chosen = ["benchmark/lists/mdpo.sh", "--only", "bigfish", "--only", "exp-name mdpo ", "--dry-run"]
         main(launch, monkeypatch, *chosen, *flags)
         return capsys.readouterr().out.splitlines()
 
@@ -232,9 +235,11 @@ def test_a_run_is_known_by_its_command(tmp_path):
 
     def folder(name, command, done=None):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "args.json").write_text(json.dumps({"command": command}))
+        about = {"command": command, "args": {"total_timesteps": 100, "eval_every": 10}}
+        (tmp_path / name / "args.json").write_text(json.dumps(about))
         if done is not None:
-            torch.save({"done": done}, tmp_path / name / "checkpoint.pt")
+            step = 100 if done else 50
+            torch.save({"step": step, "evaluated": step}, tmp_path / name / "checkpoint.pt")
         return tmp_path / name
 
     assert run.folder() is None and not run.finished()
@@ -250,6 +255,23 @@ def test_a_run_is_known_by_its_command(tmp_path):
     (whole / "checkpoint.pt").write_bytes(b"no checkpoint")
     os.utime(whole / "checkpoint.pt", (0, 0))
     assert run.folder() == half and not run.finished()
+
+
+@pytest.mark.parametrize(
+    ("args", "state", "done"),
+    [
+        ({"total_timesteps": 100, "eval_every": 10}, {"step": 100, "evaluated": 100}, True),
+        ({"total_timesteps": 90, "eval_every": 10}, {"step": 100, "evaluated": 100}, True),  # whole rollouts
+        ({"total_timesteps": 100, "eval_every": 10}, {"step": 100, "evaluated": 90}, False),
+        ({"total_timesteps": 100, "eval_every": 0}, {"step": 100, "evaluated": 0}, True),
+        ({"total_timesteps": 200, "eval_every": 10}, {"step": 100, "evaluated": 100}, False),  # raised at a resume
+        ({"total_timesteps": 100, "eval_every": 10}, {"done": True}, False),  # of another version
+    ],
+)
+def test_a_run_is_finished_with_its_steps_and_its_last_evaluation(args, state, done, tmp_path):
+    (tmp_path / "args.json").write_text(json.dumps({"command": ["a.py"], "args": args}))
+    torch.save(state, tmp_path / "checkpoint.pt")
+    assert launch.finished(tmp_path) == done
 
 
 def test_workers_share_gpus_and_cores(monkeypatch):
@@ -273,6 +295,9 @@ def test_workers_share_gpus_and_cores(monkeypatch):
 
 
 # ---- Sweeps on this machine ----
+HOW = ["ctrl-c", "kill", "kill -9", "kill -9 of all"]
+
+
 def test_a_sweep_ends_and_a_second_start_does_nothing(fake):
     path = fake("--env-id a --exp-name one", "--env-id b --exp-name one")
     code, output = sweep(path, "--seeds", "2", "--workers", "2")
@@ -286,6 +311,7 @@ def test_a_sweep_ends_and_a_second_start_does_nothing(fake):
     assert logs(path) == before and len(folders(path)) == 4
 
 
+@pytest.mark.slow
 def test_on_a_terminal_the_sweep_is_one_bar(fake):
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 120))
@@ -300,6 +326,7 @@ def test_on_a_terminal_the_sweep_is_one_bar(fake):
     assert b"| 2/2 [" in shown and b"0 under way, 0 waiting, 0 failed" in shown and b"\n" not in shown.rstrip()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_listed_with_the_end_of_its_log(fake):
     path = fake("--env-id a --exp-name broken", "--env-id b")
     for to_run, done in ((2, 0), (1, 1)):  # it is tried again
@@ -312,7 +339,7 @@ def test_a_run_that_fails_is_listed_with_the_end_of_its_log(fake):
     assert [steps_in(folder) for folder in folders(path)] == [[0, 1]]
 
 
-@pytest.mark.parametrize("how", ["ctrl-c", "kill", "kill -9", "kill -9 of all"])
+@pytest.mark.parametrize("how", [pytest.param(how, marks=pytest.mark.slow) for how in HOW[1:]] + HOW[:1])
 def test_what_is_interrupted_goes_on(how, fake):
     """A terminal's Ctrl-C reaches the launcher's group; the runs are not in it, and save whoever dies."""
     path = fake("--env-id a --steps 60", "--env-id b --steps 60", "--env-id c --steps 60")
@@ -339,6 +366,7 @@ def test_what_is_interrupted_goes_on(how, fake):
         assert steps_in(folder) == list(range(60))
 
 
+@pytest.mark.slow
 def test_two_sweeps_share_their_runs(fake):
     path = fake(*(f"--env-id {name} --steps 20" for name in "abcd"))
     both = [start(path), start(path)]
@@ -347,12 +375,13 @@ def test_two_sweeps_share_their_runs(fake):
     assert logs(path).count("$ python") == 4
 
 
+@pytest.mark.slow
 def test_a_smoke_run_of_mdpo(tmp_path):
-    shutil.copy(ROOT / "benchmark" / "mdpo.sh", tmp_path)
+    shutil.copy(ROOT / "benchmark" / "lists" / "mdpo.sh", tmp_path)
     flags = ["--only", "bigfish --exp-name ppo ", "--scale", "smoke"]
     assert sweep(tmp_path / "mdpo.sh", *flags)[0] == 0
     (folder,) = folders(tmp_path / "mdpo.sh")
-    assert folder.name.startswith("bigfish__ppo__1__") and (folder / "evaluation.csv").exists()
+    assert folder.name.startswith("bigfish__ppo__1__") and launch.finished(folder)
     assert sweep(tmp_path / "mdpo.sh", *flags)[1].startswith("0 to run, 1 done\n")
 
 
@@ -446,6 +475,7 @@ def job_of(path, folder):
     return slurm_answers("squeue", "--noheader", f"--name={run.name}", "--format=%A")[0]
 
 
+@pytest.mark.slow
 def test_on_slurm_a_sweep_ends_although_jobs_are_queued_again(slurm, fake):
     """One by an administrator or a preemption, one because it was warned of its time limit; a third one fails."""
     path = fake("--env-id a --steps 100", "--env-id b --steps 100", "--env-id c --exp-name broken")
@@ -468,6 +498,7 @@ def test_on_slurm_a_sweep_ends_although_jobs_are_queued_again(slurm, fake):
     assert code == 0 and output.startswith("0 to run, 2 done\n") and logs(path) == before
 
 
+@pytest.mark.slow
 def test_on_slurm_jobs_outlive_the_launcher_and_ctrl_c_saves_them(slurm, fake):
     path = fake("--env-id a --steps 400", "--env-id b --steps 400", "--env-id c --steps 400")
     first = start(path, *ON_SLURM)

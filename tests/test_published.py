@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-sys.path.insert(0, str(ROOT / "benchmark"))
+sys.path[:0] = [str(ROOT / "benchmark"), str(ROOT / "benchmark" / "tables")]
+import common
 import papers
 import plot_aggregate
 
@@ -86,7 +87,7 @@ def test_single_runs_reproduce_tasks_and_aggregates_of_dmc_m():
     for name, scores in plot_aggregate.paper_runs("dmc", tasks, "eval/test_return").items():
         assert scores.matrix.shape == (10, 11)
         single = rows[(rows["method"] == name) & (rows["metric"] == "return_mean_over_seeds")]
-        single = {papers.plain(row.task): (float(row.value), float(row.std)) for row in single.itertuples()}
+        single = {common.plain(row.task): (float(row.value), float(row.std)) for row in single.itertuples()}
         np.testing.assert_allclose(scores.matrix.mean(0), [single[task][0] for task in tasks], atol=0.051)
         np.testing.assert_allclose(scores.matrix.std(0, ddof=1), [single[task][1] for task in tasks], atol=0.051)
         values = plot_aggregate.aggregate(scores.matrix, 1000)[:3]

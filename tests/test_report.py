@@ -1,6 +1,7 @@
 """From runs to tables: which run fills which cell, rliable's aggregates, and every published number in the report."""
 
 import csv
+import dataclasses
 import re
 import shutil
 import sys
@@ -15,51 +16,36 @@ from conftest import ROOT
 from rliable import library, metrics
 from test_curves import run
 
-sys.path.insert(0, str(ROOT / "benchmark"))
-import ablations
+sys.path[:0] = [str(ROOT / "benchmark"), str(ROOT / "benchmark" / "tables")]
 import papers
 import plot_aggregate
 import report
 
 RESULTS = ROOT / "benchmark" / "results"
-DRQ = "python algos/drq_sam_reset.py --env-id {} --no-sam --reset-every 0 --seed {}"
+BASE = {"reset_every": 0, "sam": False}  # DrQ's changes to drq_sam_reset.py
+ATARI = "drq_sam_reset_atari100k"
 
 
-def rows_of(command, tasks=("krull",), seeds=(1,), steps=(50_000, 100_000), suite="atari-100k", key="eval/test_return"):
+def rows_of(
+    script="drq_sam_reset",
+    changed=BASE,
+    tasks=("Krull",),
+    seeds=(1,),
+    steps=(50_000, 100_000),
+    suite="atari-100k",
+    default_steps=100_000,
+):
     """Rows as collect.py writes them, of runs called "mine", each evaluation with another return."""
-    values = iter(range(1000, 10**6, 7))
-    runs = [(task, seed, step) for task in tasks for seed in seeds for step in steps]
-    return pd.DataFrame(
-        [
-            [
-                "mine",
-                suite,
-                task,
-                seed,
-                step,
-                key,
-                float(next(values)),
-                command.format(task, seed),
-                "c0ffee",
-                "torch==2",
-                "x",
-            ]
-            for task, seed, step in runs
-        ],
-        columns=[
-            "method",
-            "suite",
-            "task",
-            "seed",
-            "step",
-            "key",
-            "value",
-            "command",
-            "commit",
-            "packages",
-            "hardware",
-        ],
-    )
+    rows = []
+    for task in tasks:
+        for seed in seeds:
+            for step in steps:
+                row = {"method": "mine", "suite": suite, "task": task, "seed": seed, "step": step}
+                row |= {"key": "eval/test_return", "value": 1000.0 + 7 * len(rows), "script": script}
+                row |= {"changed": papers.as_text(changed), "default_steps": default_steps}
+                command = f"python algos/{script}.py --env-id {task} --seed {seed}"
+                rows.append(row | {"command": command, "commit": "c0ffee", "packages": "torch==2", "hardware": "x"})
+    return pd.DataFrame(rows)
 
 
 def loaded(tmp_path, *tables):
@@ -69,97 +55,84 @@ def loaded(tmp_path, *tables):
 
 
 # ---- Which run fills which cell ----
-def test_a_run_is_known_by_its_command_and_its_steps(tmp_path):
+def test_a_run_is_known_by_its_arguments_and_its_steps(tmp_path):
     rows = loaded(
         tmp_path,
-        rows_of(DRQ, seeds=(1, 2)),
-        rows_of(DRQ + " --batch-size 64", seeds=(3,)),  # other settings
-        rows_of(DRQ, seeds=(4,), steps=(50_000, 99_000)),  # too short
-        rows_of(DRQ + " --resume runs/x", seeds=(5,)),
-        rows_of(DRQ.replace("algos/drq_sam_reset.py", "elsewhere.py"), seeds=(6,)),
+        rows_of(seeds=(1, 2)),
+        rows_of(changed=BASE | {"batch_size": 64}, seeds=(3,)),  # other settings
+        rows_of(seeds=(4,), steps=(50_000, 99_000)),  # too short
+        rows_of(script="mine", seeds=(5,)).assign(changed="", default_steps=""),  # a copy
+        rows_of(script="drq_sam_reset crelu", seeds=(6,)),  # an ablation
     )
     ours = report.Ours(rows, reps=10)
-    cell = partial(ours.task, "drq_sam_reset_atari100k", key="eval/test_return", task="krull")
+    cell = partial(ours.task, ATARI, key="eval/test_return", task="krull")
     assert cell(name="DrQ") == "1014 ± 10 (2 runs)"  # the second evaluations: 1007 and 1021
     assert cell(name="DrQ+SAM") == cell(name="DER") == papers.NOT_RUN
     assert cell(name="DrQ", task="pong") == papers.NOT_RUN
+    assert cell(name="DrQ+CReLU") == "1007 (1 run)"
     # The first evaluation after the paper's steps counts, not the last one of all.
-    longer = report.Ours(loaded(tmp_path, rows_of(DRQ, steps=(50_000, 100_000, 200_000))), 10)
-    assert longer.task("drq_sam_reset_atari100k", "DrQ", "eval/test_return", "krull").startswith("1007")
+    longer = report.Ours(loaded(tmp_path, rows_of(steps=(50_000, 100_000, 200_000))), 10)
+    assert longer.task(ATARI, "DrQ", "eval/test_return", "krull").startswith("1007")
+
+
+def args_of(script, changes):
+    """A script's arguments as args.json has them. The pictures to overlay need not be here."""
+    module = papers.module(script)
+    args = module.check(module.Args(**{name: value for name, value in changes.items() if name != "overlay_dir"}))
+    return dataclasses.replace(args, **changes) if "overlay_dir" in changes else args
+
+
+METHODS = [(file, name) for file, methods in papers.METHODS.items() for name in methods]
+
+
+@pytest.mark.parametrize(("file", "name"), METHODS)
+def test_a_run_with_a_methods_arguments_is_known_as_it(file, name):
+    """As they are in args.json, without defaults; however it is watched and wherever it runs."""
+    method = papers.METHODS[file][name]
+    script = method.script.split()[0]
+    watched = {"seed": 3, "eval_every": 5_000, "precision": "bf16", "exp_name": "x", "cuda": False}
+    changed, steps = papers.changes(script, args_of(script, method.changed | watched))
+    assert changed == method.changed
+    assert (file, name) in papers.cells(method.script, papers.as_text(changed))
+    assert steps == args_of(script, {}).total_timesteps
 
 
 @pytest.mark.parametrize(
-    ("command", "cells"),
+    ("script", "changes", "cells"),
     [
-        ("algos/drq_sam_reset.py --env-id pong", [("drq_sam_reset_atari100k", "DrQ+SAM+Reset")]),
-        ("algos/drq_sam_reset.py --env-id pong --precision bf16 --eval-every 5 --replay-ratio 2 --seed 3", 1),
-        ("algos/drq_sam_reset.py --env-id pong --no-augment --no-sam", [("drq_sam_reset_atari100k", "DER+Reset")]),
-        ("algos/drq_sam_reset.py --env-id pong --sam-rho 0.3", []),
-        ("algos/drq_sam_reset.py --no-such-flag 1", []),
-        ("algos/drq_sam_reset.py --evaluate runs/x", []),
+        ("drq_sam_reset", {}, [(ATARI, "DrQ+SAM+Reset")]),
+        ("drq_sam_reset", {"precision": "bf16", "eval_every": 5, "replay_ratio": 2}, [(ATARI, "DrQ+SAM+Reset")]),
+        ("drq_sam_reset", {"augment": False, "sam": False}, [(ATARI, "DER+Reset")]),
+        ("drq_sam_reset", {"sam_rho": 0.3}, []),
         (
-            "algos/drq_sam_reset.py --replay-ratio 8 --shrink-perturb 0.8",
-            [("drq_sam_reset_atari100k", "DrQ+SAM+Reset+ShrinkPerturb, replay ratio 8")],
-        ),
-        (
-            "algos/sac_sam_reset.py --env-id finger_turn_hard --sam-rho 0.01",
+            "sac_sam_reset",
+            {"env_id": "finger_turn_hard", "sam_rho": 0.01},
             [("sac_sam_reset_dmcm", "DrQ-SAC+SAM+Reset")],
         ),
-        ("algos/drqv2_pieg.py", []),  # made-up textures are not the paper's pictures
-        ("algos/drqv2_pieg.py --overlay-dir there", [("pieg_dmcgb", "PIE-G"), ("pieg_dmcgb", "PIE-G, layer 2")]),
-        ("algos/drqv2_pieg.py --overlay-dir there --encoder-layer 4", [("pieg_dmcgb", "PIE-G, layer 4")]),
-        ("algos/mdpo.py --env-id maze --num-levels 500", [("mdpo_procgen", "MDPO")]),
-        (
-            "algos/mdpo.py --num-agents 1",
-            [("procgen_ppo_openai", "hard, 500 levels"), ("mdpo_procgen", "PPO")],
-        ),
-        ("algos/mdpo.py --num-agents 1 --num-levels 200", []),
-        ("algos/ppo_netrand.py --plain-look --no-netrand", [("netrand_coinrun", "PPO")]),
-        ("benchmark/drawerworld.py drqv2_pieg", []),
-        ("ppo_procgen.py --env-id maze", []),
+        ("drqv2_pieg", {}, []),  # made-up textures are not the paper's pictures
+        ("drqv2_pieg", {"overlay_dir": "there"}, [("pieg_dmcgb", "PIE-G"), ("pieg_dmcgb", "PIE-G, layer 2")]),
+        ("mdpo", {"env_id": "maze", "num_levels": 500}, [("mdpo_procgen", "MDPO")]),
+        ("mdpo", {"num_agents": 1}, [("procgen_ppo_openai", "hard, 500 levels"), ("mdpo_procgen", "PPO")]),
+        ("mdpo", {"num_agents": 1, "num_levels": 200}, []),
+        ("ppo_netrand", {"plain_look": True, "netrand": False}, [("netrand_coinrun", "PPO")]),
     ],
 )
-def test_cells_of_commands(command, cells):
-    found = [cell for cell, _ in papers.cells(f"python {command}")]
-    assert (found if isinstance(cells, list) else len(found)) == cells
+def test_cells_of_arguments(script, changes, cells):
+    changed, _ = papers.changes(script, args_of(script, changes))
+    assert papers.cells(script, papers.as_text(changed)) == cells
 
 
-@pytest.mark.parametrize(
-    ("command", "name"),
-    [
-        ("sac_sam_reset layer-norm", "DrQ-SAC+LN"),
-        ("layer_norm sac_sam_reset --seed 4", "DrQ-SAC+LN"),
-        ("sac_sam_reset layer_norm --sam", None),
-        ("sac_sam_reset l2_1e-3", "DrQ-SAC+L2, 1e-3"),
-        ("sac_sam_reset other", None),
-    ],
-)
-def test_cells_of_ablations(command, name, monkeypatch):
-    """Which bring flags of their own along."""
-    base = ["--no-sam", "--reset-every", "0"]
-    rows = {name: (None, None, base) for name in ("layer_norm", "l2_1e-3")}
-    monkeypatch.setattr(ablations, "ABLATIONS", {"sac_sam_reset": rows})
-    found = papers.cells_without_seed.__wrapped__(f"python benchmark/ablations.py {command}")
-    assert [cell for cell, _ in found] == ([("sac_sam_reset_dmcm", name)] if name else [])
-
-
-def test_of_three_amounts_of_l2_the_best_is_in_the_cell(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        ablations, "ABLATIONS", {"drq_sam_reset": {name: (0, 0, []) for name in ("l2_1e-3", "l2_1e-5")}}
-    )
-    command = DRQ.replace("algos/drq_sam_reset.py", "benchmark/ablations.py drq_sam_reset l2_1e-{}")
-    weak, strong = (rows_of(command.replace("1e-{}", f"1e-{n}"), seeds=(7, 8)) for n in (5, 3))
+def test_of_three_amounts_of_l2_the_best_is_in_the_cell(tmp_path):
+    weak, strong = (rows_of(f"drq_sam_reset l2_1e-{n}", seeds=(7, 8)) for n in (5, 3))
     ours = report.Ours(loaded(tmp_path, weak, strong.assign(value=strong["value"] + 50)), 5)
-    assert ours.task("drq_sam_reset_atari100k", "DrQ+L2", "eval/test_return", "krull") == "1064 ± 10 (2 runs)"
+    assert ours.task(ATARI, "DrQ+L2", "eval/test_return", "krull") == "1064 ± 10 (2 runs)"
 
 
-def test_steps_that_a_cell_asks_for():
+@pytest.mark.parametrize(("task", "steps"), [("walker-run", 1_000_000), ("cheetah-run", 500_000)])
+def test_steps_that_a_cell_asks_for(task, steps):
     """The paper's: 2M frames are 1M steps, or half of that where a step is four frames."""
-    steps = {
-        task: dict(papers.cells(f"python algos/sac_sam_reset.py --env-id {task}"))
-        for task in ("walker-run", "cheetah-run")
-    }
-    assert [list(cells.values()) for cells in steps.values()] == [[1_000_000], [500_000]]
+    args = args_of("sac_sam_reset", {"env_id": task, "total_timesteps": 1000})
+    assert papers.changes("sac_sam_reset", args) == ({}, steps)
 
 
 # ---- rliable ----
@@ -208,28 +181,27 @@ def test_aggregates_by_hand():
 
 
 def test_a_cell_of_aggregates_needs_all_tasks(tmp_path):
-    tasks = plot_aggregate.tasks_of("atari-100k")
-    assert len(tasks) == 26
-    some = report.Ours(loaded(tmp_path, rows_of(DRQ, tasks[1:])), reps=20)
-    cells = some.aggregates("drq_sam_reset_atari100k", "DrQ", "atari-100k", 3)
+    games = list(papers.read("atari_human_random")["game"])
+    assert len(games) == 26
+    some = report.Ours(loaded(tmp_path, rows_of(tasks=games[1:])), reps=20)
+    cells = some.aggregates(ATARI, "DrQ", "atari-100k", 3)
     assert set(cells.values()) == {"not run (25 of 26 tasks)"}
-    rows = loaded(tmp_path, rows_of(DRQ, tasks, seeds=(1, 2)))
-    cells = report.Ours(rows, reps=20).aggregates("drq_sam_reset_atari100k", "DrQ", "atari-100k", 3)
-    last = rows[rows["step"] == 100_000].pivot(index="seed", columns="task", values="value")[tasks].to_numpy()
-    known = papers.read("atari_human_random").set_index("game_snake_case").loc[tasks]
+    rows = loaded(tmp_path, rows_of(tasks=games, seeds=(1, 2)))
+    cells = report.Ours(rows, reps=20).aggregates(ATARI, "DrQ", "atari-100k", 3)
+    last = rows[rows["step"] == 100_000].pivot(index="seed", columns="task", values="value")[games].to_numpy()
+    known = papers.read("atari_human_random").set_index("game").loc[games]
     low, high = known["random_score"].astype(float).to_numpy(), known["human_score"].astype(float).to_numpy()
     scores = (last - low) / (high - low)
-    assert cells["IQM"].startswith(f"{metrics.aggregate_iqm(scores):.3f} (") and cells["IQM"].endswith("2 runs a task")
+    assert cells["IQM"].startswith(f"{metrics.aggregate_iqm(scores):.3f} (")
+    assert cells["IQM"].endswith("2 runs per task")
     assert cells["optimality gap"].startswith(f"{metrics.aggregate_optimality_gap(scores):.3f} (")
 
 
 # ---- plot_aggregate.py ----
 def test_the_figures_table(tmp_path, monkeypatch, capsys):
     table = tmp_path / "runs.csv"
-    rows = rows_of(
-        "python algos/mdpo.py --env-id {} --distribution-mode easy --seed {}", ("maze",), (1, 2), suite="procgen"
-    )
-    other = rows_of("python x.py --distribution-mode easy", ("miner",), suite="procgen").assign(method="elsewhere")
+    rows = rows_of("mdpo", {"distribution_mode": "easy"}, ("maze",), (1, 2), suite="procgen-easy")
+    other = rows_of("x", {}, ("miner",), suite="procgen-easy").assign(method="elsewhere", changed="")
     pd.concat([rows, other]).to_csv(table, index=False)
     out = tmp_path / "x.svg", tmp_path / "x.csv"
     flags = ("procgen-easy", table, "--tasks", "maze", "--out", out[0], "--csv", out[1], "--reps", "5")
@@ -249,8 +221,7 @@ def test_the_figures_table(tmp_path, monkeypatch, capsys):
 
 def test_ours_and_published_runs_of_one_name_stand_side_by_side(tmp_path):
     tasks = plot_aggregate.tasks_of("dmc")
-    command = "python algos/sac_sam_reset.py --env-id {} --no-sam --reset-every 0 --seed {}"
-    rows = rows_of(command, tasks, (1, 2), steps=(10**6,), suite="dmc").assign(method="DrQ-SAC")
+    rows = rows_of("sac_sam_reset", BASE, tasks, (1, 2), steps=(10**6,), suite="dmc").assign(method="DrQ-SAC")
     mine, left_out = plot_aggregate.matrices("dmc", loaded(tmp_path, rows), tasks, "eval/test_return")
     assert mine["DrQ-SAC"].matrix.shape == (2, 11) and not left_out
     figure, _ = plot_aggregate.draw("dmc", mine, tasks, "eval/test_return", 3, 0)
@@ -271,7 +242,7 @@ def test_ours_and_published_runs_of_one_name_stand_side_by_side(tmp_path):
     ],
 )
 def test_plot_aggregate_says_what_is_wrong(flags, tmp_path, monkeypatch, capsys):
-    loaded(tmp_path, rows_of(DRQ))
+    loaded(tmp_path, rows_of())
     with pytest.raises(SystemExit, match=r"^2$"):
         run(plot_aggregate, monkeypatch, *(flag.format(tmp_path) for flag in flags))
     error = capsys.readouterr().err
@@ -286,9 +257,8 @@ def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     for path in RESULTS.glob("*.csv"):
         shutil.copy(path, folder)
-    (folder / "mine.md").write_text("before\n<!-- report -->\nold\n<!-- /report -->\nafter\n")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        run(report, monkeypatch, "--results", folder, "--readme", folder / "mine.md", "--reps", 3)
+        run(report, monkeypatch, "--results", folder, "--reps", 3)
     return folder, (folder / "README.md").read_text()
 
 
@@ -333,27 +303,25 @@ def test_shortened_runs_are_shown_as_such_and_fill_no_cell(written):
 
 
 def test_a_whole_run_is_in_its_cell(tmp_path):
-    rows = loaded(tmp_path, rows_of(DRQ, seeds=(1, 2)))
+    rows = loaded(tmp_path, rows_of(seeds=(1, 2)))
     section = report.atari(report.Ours(rows, reps=3))
     (line,) = [line for line in section.split("\n") if line.startswith("| Krull ")]
     assert "lost<br>**1014.0 ± 9.9 (2 runs)**" in line
     lines = report.summarise({"Atari": section}).split("\n")
     assert re.fullmatch(r"\| Atari \| \d+ \| 1 \|", lines[2])
-    assert "| whole run, 100,000 of 100,000 steps | 1014 |" in report.runs_section(tmp_path, "0", rows)
+    assert "| whole run, 100,000 of 100,000 steps | 1014 |" in report.runs_section("0", rows)
 
 
 def test_made_twice_it_is_the_same(written, monkeypatch):
     folder = written[0]
     first = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert {"README.md", "aggregates.csv", "drq_sam_reset_krull.svg", "aggregates_dmc.svg", "mine.md"} <= set(first)
-    text = (folder / "mine.md").read_text()
-    assert "old" not in text and re.fullmatch(r"before\n<!-- report -->\n(\|.*\n)+<!-- /report -->\nafter\n", text)
-    run(report, monkeypatch, "--results", folder, "--readme", folder / "mine.md", "--reps", 3)
+    assert {"README.md", "aggregates.csv", "drq_sam_reset_krull.svg", "aggregates_dmc.svg"} <= set(first)
+    run(report, monkeypatch, "--results", folder, "--reps", 3)
     assert first == {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_the_report_in_the_repository_is_of_its_results(written):
-    """But for bootstrap intervals, which are of more samples there. If not: python benchmark/report.py."""
+    """But for bootstrap intervals, which are of more samples there. If not: python benchmark/tables/report.py."""
 
     def fixed(text):
         return [line for line in text.split("\n") if not re.search(r"\| (rliable|runs and tasks exchanged) \|", line)]
@@ -361,10 +329,9 @@ def test_the_report_in_the_repository_is_of_its_results(written):
     assert fixed((RESULTS / "README.md").read_text()) == fixed(written[1])
 
 
-@pytest.mark.parametrize("flags", [["--results", "{}/nowhere"], ["--readme", "{}/plain.md"], ["--reps", "0"]])
+@pytest.mark.parametrize("flags", [["--results", "{}/nowhere"], ["--reps", "0"]])
 def test_report_says_what_is_wrong(flags, tmp_path, monkeypatch, capsys):
-    loaded(tmp_path, rows_of(DRQ))
-    (tmp_path / "plain.md").write_text("no marks")
+    loaded(tmp_path, rows_of())
     before = sorted(tmp_path.iterdir())
     flags = [flag.format(tmp_path) for flag in flags]
     with pytest.raises(SystemExit, match=r"^2$"):

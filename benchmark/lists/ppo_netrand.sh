@@ -1,28 +1,30 @@
-# Network randomization on Procgen (Lee et al. 2020): a line a method, a run a game.
+# Network randomization on Procgen (Lee et al. 2020): one line per method, one run per game.
 #
-#     python benchmark/launch.py benchmark/ppo_netrand.sh --seeds 3    # what is finished is skipped
-#     bash benchmark/ppo_netrand.sh                                    # one seed, one run after the other
+#     python benchmark/launch.py benchmark/lists/ppo_netrand.sh --seeds 3    # skips finished runs
+#     bash benchmark/lists/ppo_netrand.sh                                    # one seed, one run after the other
 #
-# Hard mode, 500 levels, 25M steps; meant for a GPU. --plain-look trains on one look and evaluates on the full one too,
-# in the place of the paper's split of old CoinRun's themes, whose figures are not to be had as numbers.
+# Hard mode, 500 levels, 25M steps; meant for a GPU. --plain-look trains on one look and evaluates on the full one
+# too, in place of the paper's split of old CoinRun's themes, whose results are drawn and not printed.
 
-# CoinRun across looks: the method, PPO, and what else regularises PPO. Figure 3 looks at the first two; 3d, several
-# random kernels at once: python algos/ppo_netrand.py --evaluate runs/<folder> --mc-samples 20
+# CoinRun across looks: the method, PPO, and PPO with other regularisers. Figure 3 uses the first two. Figure 3d,
+# several random kernels at once: python benchmark/analyses/evaluate.py runs/<folder> --mc-samples 20
 python algos/ppo_netrand.py --env-id coinrun --exp-name netrand --plain-look
 python algos/ppo_netrand.py --env-id coinrun --exp-name ppo --no-netrand --plain-look
 for name in gray cutout inversion jitter dropout batch_norm l2; do
-    python benchmark/ablations.py ppo_netrand $name --env-id coinrun --exp-name ppo_$name --no-netrand --plain-look
+    python benchmark/suites/ablations.py ppo_netrand $name --env-id coinrun --exp-name ppo_$name \
+        --no-netrand --plain-look
 done
 
-# The parts of the method: no feature matching; the share of clean iterations, of which 0.1 is above; a clean iteration
-# as the paper's formula has it, an identity kernel.
+# The parts of the method: no feature matching; the share of clean iterations (0.1 is above); a clean iteration with an
+# identity kernel, as in the paper's formula.
 python algos/ppo_netrand.py --env-id coinrun --exp-name no_matching --fm-coef 0 --plain-look
 for prob in 0 0.5 1; do
     python algos/ppo_netrand.py --env-id coinrun --exp-name clean$prob --clean-prob $prob --plain-look
 done
 python algos/ppo_netrand.py --env-id coinrun --exp-name identity --clean-mode identity --plain-look
 
-# Across levels, in CoinRun and in the games of mixreg's comparison, where the method is reported to do badly.
+# Across levels, in CoinRun and in the games of mixreg's comparison, where the method is reported to do
+# badly.
 for game in coinrun caveflyer climber dodgeball fruitbot jumper starpilot; do
     python algos/ppo_netrand.py --env-id $game --exp-name netrand_levels
     python algos/ppo_netrand.py --env-id $game --exp-name ppo_levels --no-netrand

@@ -1,9 +1,9 @@
-# DrQ + SAM + Reset on Atari-100k (Lee et al. 2023): a line a row of a table or a point of a figure, a run a game.
+# DrQ + SAM + Reset on Atari-100k (Lee et al. 2023): one line per row of a table or point of a figure, one run per game.
 #
-#     python benchmark/launch.py benchmark/drq_sam_reset.sh --seeds 10 --runs-per-gpu 3    # what is finished is skipped
-#     bash benchmark/drq_sam_reset.sh                                                      # one seed, one by one
+#     python benchmark/launch.py benchmark/lists/drq_sam_reset.sh --seeds 10 --runs-per-gpu 3    # skips finished runs
+#     bash benchmark/lists/drq_sam_reset.sh                              # one seed, one run after the other
 #
-# 100,000 steps a run; the paper had three at a time on a GPU, which took three hours.
+# 100,000 steps per run. The paper had three runs at a time on a GPU, which took three hours.
 GAMES="alien amidar assault asterix bank_heist battle_zone boxing breakout chopper_command crazy_climber demon_attack
     freeway frostbite gopher hero jamesbond kangaroo krull kung_fu_master ms_pacman pong private_eye qbert road_runner
     seaquest up_n_down"
@@ -16,7 +16,7 @@ for game in $GAMES; do
     python algos/drq_sam_reset.py --env-id $game --exp-name drq_reset --no-sam
     python algos/drq_sam_reset.py --env-id $game --exp-name drq_sam_reset
     for baseline in l2_1e-3 l2_1e-4 l2_1e-5 layer_norm crelu; do
-        python benchmark/ablations.py drq_sam_reset $baseline --env-id $game --exp-name drq_$baseline $BASE
+        python benchmark/suites/ablations.py drq_sam_reset $baseline --env-id $game --exp-name drq_$baseline $BASE
     done
 done
 
@@ -27,11 +27,12 @@ for game in $GAMES; do
     python algos/drq_sam_reset.py --env-id $game --exp-name der_reset --no-augment --no-sam
     python algos/drq_sam_reset.py --env-id $game --exp-name der_sam_reset --no-augment
     for baseline in l2_1e-3 l2_1e-4 l2_1e-5 layer_norm crelu; do
-        python benchmark/ablations.py drq_sam_reset $baseline --env-id $game --exp-name der_$baseline --no-augment $BASE
+        python benchmark/suites/ablations.py drq_sam_reset $baseline --env-id $game --exp-name der_$baseline \
+            --no-augment $BASE
     done
 done
 
-# Table 3 and figure 6: more updates a step; where there are resets, they shrink and perturb the backbone too.
+# Table 3 and figure 6: more updates per step. Where there are resets, they shrink and perturb the backbone too.
 SHRINK="--shrink-perturb 0.8"
 for game in $GAMES; do
     python algos/drq_sam_reset.py --env-id $game --exp-name rr2_sam_reset $SHRINK
@@ -46,14 +47,15 @@ done
 
 # Table 6: averaged weights, with and without resets.
 for game in $GAMES; do
-    python benchmark/ablations.py drq_sam_reset swa --env-id $game --exp-name swa $BASE
-    python benchmark/ablations.py drq_sam_reset swa --env-id $game --exp-name swa_reset --no-sam --reset-every 40000
+    python benchmark/suites/ablations.py drq_sam_reset swa --env-id $game --exp-name swa $BASE
+    python benchmark/suites/ablations.py drq_sam_reset swa --env-id $game --exp-name swa_reset \
+        --no-sam --reset-every 40000
 done
 
-# Section 5.4: SAM with CReLU in the place of resets. Figure 3b: the noise of SAM's two passes. Figure 3c: what takes
-# the step. Each without and with resets; the default of either is Table 1's.
+# Section 5.4: SAM with CReLU in place of resets. Figure 3b: the noise of SAM's two passes. Figure 3c: which parameters
+# take the step. Each without and with resets; the default of both is Table 1's.
 for game in $GAMES; do
-    python benchmark/ablations.py drq_sam_reset crelu --env-id $game --exp-name sam_crelu --sam --reset-every 0
+    python benchmark/suites/ablations.py drq_sam_reset crelu --env-id $game --exp-name sam_crelu --sam --reset-every 0
     for noise in reuse none; do
         python algos/drq_sam_reset.py --env-id $game --exp-name noise_${noise}_sam --sam-noise $noise --reset-every 0
         python algos/drq_sam_reset.py --env-id $game --exp-name noise_${noise}_sam_reset --sam-noise $noise
@@ -64,7 +66,7 @@ for game in $GAMES; do
     done
 done
 
-# Figure 4: the length of SAM's step, and the batch size; 0.1 and 32 are Table 1's.
+# Figure 4: the length of SAM's step, and the batch size. 0.1 and 32 are Table 1's.
 for game in $GAMES; do
     for rho in 0.03 0.3; do
         python algos/drq_sam_reset.py --env-id $game --exp-name rho${rho}_sam --sam-rho $rho --reset-every 0
@@ -88,5 +90,5 @@ for game in $GAMES; do
     for ratio in 4 8; do
         python algos/drq_sam_reset.py --env-id $game --exp-name code_rr$ratio --replay-ratio $ratio $SHRINK $RATE
     done
-    python benchmark/ablations.py drq_sam_reset plastic --env-id $game --exp-name code_plastic $RATE
+    python benchmark/suites/ablations.py drq_sam_reset plastic --env-id $game --exp-name code_plastic $RATE
 done

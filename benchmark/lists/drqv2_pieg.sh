@@ -1,9 +1,9 @@
-# PIE-G on DMC-GB (Yuan et al. 2022): a line a row of a table or a point of a figure, a run a task.
+# PIE-G on DMC-GB (Yuan et al. 2022): one line per row of a table or point of a figure, one run per task.
 #
-#     python benchmark/launch.py benchmark/drqv2_pieg.sh --seeds 5    # how many is not in the paper
-#     bash benchmark/drqv2_pieg.sh                                    # one seed, one run after the other
+#     python benchmark/launch.py benchmark/lists/drqv2_pieg.sh --seeds 5    # the paper does not say how many
+#     bash benchmark/lists/drqv2_pieg.sh                                    # one seed, one run after the other
 #
-# 1M frames a task. Needs a network (the ImageNet weights), `make dmcgb`, torchvision's small Places365 in
+# 1M frames per task. Needs a network (the ImageNet weights), `make dmcgb`, torchvision's small Places365 in
 # data/places365, and a GPU. DrawerWorld needs `make drawerworld`. The authors' code has no other values than these.
 PLACES=data/places365/data_256_standard
 TASKS="cartpole-swingup walker-stand walker-walk ball_in_cup-catch cheetah-run finger-spin"
@@ -17,22 +17,22 @@ for task in $TASKS; do
     python algos/drqv2_pieg.py --env-id $task --exp-name svea --encoder drqv2 $SEEN
 done
 
-# Table 3: the layer that is read. Layer 2 is Table 1's.
+# Table 3: the layer after which the encoder is cut. Layer 2 is Table 1's.
 for task in walker-walk cheetah-run walker-stand; do
     for layer in 1 3 4; do
         python algos/drqv2_pieg.py --env-id $task --exp-name layer$layer --encoder-layer $layer $SEEN
     done
 done
 
-# Figure 4b: batch normalisation that keeps adapting, and one that does not. The first is Table 1's.
+# Figure 4b: batch normalisation that keeps the pretrained statistics. The one that adapts is Table 1's.
 for task in $TASKS; do
     python algos/drqv2_pieg.py --env-id $task --exp-name fixed --batch-norm fixed $SEEN
 done
 
-# Figure 4a: deformed shapes, whose factors are ours. Table 2: DrawerWorld-style. The programs' `test`
-# then plays them on all variants.
+# Figure 4a: deformed shapes, whose factors are ours. Table 2: DrawerWorld. The programs' `test` then plays the runs on
+# all variants.
 for suite in manipulation drawerworld; do
-    python benchmark/$suite.py drqv2_pieg --exp-name pieg --overlay-dir $PLACES
-    python benchmark/$suite.py drqv2_pieg --exp-name drqv2 --encoder drqv2 --strong-augmentation none
-    python benchmark/$suite.py drqv2_pieg --exp-name svea --encoder drqv2 --overlay-dir $PLACES
+    python benchmark/suites/$suite.py drqv2_pieg --exp-name pieg --overlay-dir $PLACES
+    python benchmark/suites/$suite.py drqv2_pieg --exp-name drqv2 --encoder drqv2 --strong-augmentation none
+    python benchmark/suites/$suite.py drqv2_pieg --exp-name svea --encoder drqv2 --overlay-dir $PLACES
 done

@@ -1,9 +1,9 @@
-# SAC + SAM + Reset on DeepMind Control from pixels (Lee et al. 2023): a line a row of a table, a run a task.
+# SAC + SAM + Reset on DeepMind Control from pixels (Lee et al. 2023): one line per row of a table, one run per task.
 #
-#     python benchmark/launch.py benchmark/sac_sam_reset.sh --seeds 10    # what is finished is skipped
-#     bash benchmark/sac_sam_reset.sh                                     # one seed, one run after the other
+#     python benchmark/launch.py benchmark/lists/sac_sam_reset.sh --seeds 10    # skips finished runs
+#     bash benchmark/lists/sac_sam_reset.sh                                     # one seed, one run after the other
 #
-# DMC-M's eleven tasks, 2M frames a run: 8 to 15 hours of a GPU in the paper.
+# DMC-M's eleven tasks, 2M frames per run: 8 to 15 hours of a GPU in the paper.
 TASKS="acrobot-swingup cartpole-swingup_sparse cheetah-run finger-turn_easy finger-turn_hard hopper-hop quadruped-run
     quadruped-walk reacher-easy reacher-hard walker-run"
 BASE="--no-sam --reset-every 0"
@@ -15,11 +15,11 @@ for task in $TASKS; do
     python algos/sac_sam_reset.py --env-id $task --exp-name sac_reset --no-sam
     python algos/sac_sam_reset.py --env-id $task --exp-name sac_sam_reset
     for baseline in l2_1e-3 l2_1e-4 l2_1e-5 layer_norm crelu; do
-        python benchmark/ablations.py sac_sam_reset $baseline --env-id $task --exp-name sac_$baseline $BASE
+        python benchmark/suites/ablations.py sac_sam_reset $baseline --env-id $task --exp-name sac_$baseline $BASE
     done
 done
 
-# Figure 3d: whose loss takes SAM's step, without and with resets; both is Table 2's.
+# Figure 3d: SAM's step for the loss of the critic or of the actor alone, without and with resets. Both is Table 2's.
 for task in $TASKS; do
     for part in critic actor; do
         python algos/sac_sam_reset.py --env-id $task --exp-name ${part}_sam --sam-on $part --reset-every 0
@@ -37,5 +37,6 @@ done
 for task in $TASKS; do
     python algos/sac_sam_reset.py --env-id $task --exp-name code_base $BASE --learning-rate 1e-4
     python algos/sac_sam_reset.py --env-id $task --exp-name code_sam_reset --learning-rate 1e-4
-    python benchmark/ablations.py sac_sam_reset plastic --env-id $task --exp-name code_plastic --learning-rate 1e-4
+    python benchmark/suites/ablations.py sac_sam_reset plastic --env-id $task --exp-name code_plastic \
+        --learning-rate 1e-4
 done

@@ -1,0 +1,244 @@
+"""What the programs in benchmark/ share: how a run is loaded, what its suite is called, and the colours of plots.
+
+A program in a folder of benchmark/ finds this file with
+
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    import common
+"""
+
+import importlib.util
+import itertools
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.dont_write_bytecode = True  # or loading a run's script would leave a __pycache__ in its folder
+ROOT = Path(__file__).parent.parent
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: safe for the colour-blind
+KEYS = {  # what plots and tables call a key of metrics.csv
+    "eval/test_return": "test",
+    "eval/train_return": "train",
+    "eval/full_look_return": "train, unseen look",
+    "eval/color_easy_return": "color_easy",
+    "eval/color_hard_return": "color_hard",
+    "eval/video_easy_return": "video_easy",
+    "eval/video_hard_return": "video_hard",
+    "charts/episodic_return": "while learning",
+}
+loads = itertools.count()
+
+
+def fail(message):
+    """Ends the program the way a wrong flag does: one line, exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def check_out(path, *endings):
+    """Ends the program if `path` cannot be a file with one of these endings, before hours of work are lost."""
+    if not str(path).endswith(endings) or not Path(path).absolute().parent.is_dir():
+        fail(f"{path}: not a {' or '.join(endings)} file in a folder that exists")
+
+
+def first_line(error):
+    """Of what an exception says, or its type where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+# ---- Runs ----
+@dataclass
+class Run:
+    """A run: its folder, its script as a module, its arguments, its checkpoint and its args.json."""
+
+    folder: Path
+    method: str  # the name that was given before the folder, or the run's --exp-name
+    script: Any
+    args: Any
+    state: dict
+    about: dict
+    make_envs: Any  # what it was trained with: the script's own, or those of a program in benchmark/suites/
+    make_agent: Any
+
+    def agents(self, make_envs=None, make_agent=None):
+        """The run's agents, by default with the environments and networks it was trained with; or the program ends."""
+        make_envs = make_envs or self.make_envs
+        make_agent = make_agent or self.make_agent
+        try:
+            return self.script.load_agents(self.args, self.state, make_envs, make_agent)
+        except (RuntimeError, ValueError) as error:  # a network or a task from elsewhere
+            name = Path(self.script.__file__).name
+            fail(f"{self.folder} was not trained by {name} alone: {first_line(error)}")
+
+    def source(self):
+        """Where a row of a table comes from."""
+        return {
+            "method": self.method,
+            "suite": suite_of(self.about),
+            "task": self.args.env_id,
+            "seed": self.args.seed,
+            "step": self.state["step"],
+            "commit": self.about["commit"],
+        }
+
+
+def load_run(text, **changes):
+    """The Run of "FOLDER" or "METHOD=FOLDER", with its script from that folder and `changes` to its arguments.
+
+    The program ends with one line if the folder is no run, has no checkpoint, or is of another version.
+    """
+    import torch  # slow, and not needed by the programs that only read tables
+
+    name, folder = split_name(text)
+    about = read_about(folder)
+    try:
+        state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+        path = folder / f"{state['script']}.py"
+    except FileNotFoundError:
+        fail(f"{folder} has no checkpoint.pt yet")
+    except Exception as error:
+        fail(f"{folder}/checkpoint.pt cannot be read: {first_line(error)}")
+    if "args" in state or not path.is_file():
+        fail(f"{folder} is a run of another version of {path.name}")
+    script = load_script(path)
+    values = about["args"] | changes
+    for key, value in values.items():
+        if isinstance(value, list):  # JSON has no tuples
+            values[key] = tuple(value)
+    try:
+        args = script.Args(**values)
+    except TypeError as error:
+        fail(f"{folder} is a run of another version of {path.name}: {error}")
+    make_envs, make_agent = seams(script, about)
+    return Run(folder, name or args.exp_name, script, args, state, about, make_envs, make_agent)
+
+
+def seams(script, about):
+    """The make_envs and make_agent that a run of `script` was trained with, from its args.json."""
+    program = suite_program(about)
+    if program is None:
+        return script.make_envs, script.Agent
+    return load_script(program).seams(script, about)
+
+
+def suite_program(about):
+    """The path of the program in benchmark/suites/ that started a run, or None, from its args.json."""
+    program = Path(about["command"][0])
+    path = ROOT / "benchmark" / "suites" / program.name
+    if program.parent.name in ("suites", "") and path.is_file():  # "": started from that folder
+        return path
+    return None
+
+
+def split_name(text):
+    """("METHOD", folder) from "METHOD=FOLDER", ("", folder) from "FOLDER"."""
+    name, _, folder = str(text).rpartition("=")
+    if Path(text).exists():  # a folder with = in its name
+        return "", Path(text)
+    return name, Path(folder)
+
+
+def read_about(folder):
+    """args.json of a run's folder."""
+    try:
+        about = json.loads((Path(folder) / "args.json").read_text())
+    except OSError as error:
+        fail(f"{folder} is no folder of a run: args.json: {error.strerror}")
+    except ValueError as error:
+        fail(f"{folder}/args.json cannot be read: {error}")
+    if not isinstance(about, dict) or not {"command", "args", "commit", "hardware", "packages"} <= about.keys():
+        fail(f"{folder}/args.json is of no run, or of one of another version")
+    return about
+
+
+def find_script(word):
+    """The path of a script: `word` itself if it ends in .py, else the script of that name in algos/."""
+    there = sorted(path.stem for path in (ROOT / "algos").glob("*.py"))
+    if word.endswith(".py"):
+        return Path(word)
+    if word.replace("-", "_") not in there:
+        fail(f"no script {word!r}, there are: {' '.join(there)}, or the path of a .py file")
+    return ROOT / "algos" / f"{word.replace('-', '_')}.py"
+
+
+def without_runs_dir(command):
+    """The words of a command that trains, without its folder of runs, which is another one on each machine."""
+    words, kept = iter(command), []
+    for word in words:
+        if word == "--runs-dir":
+            next(words, None)
+        elif not word.startswith("--runs-dir="):
+            kept.append(word)
+    return kept
+
+
+def load_script(path):
+    """A script, any file, as a fresh module with a name of its own."""
+    path = Path(path)
+    if not path.is_file():
+        fail(f"{path}: no such script")
+    name = f"{path.stem}_{next(loads)}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where tyro looks for the comments of Args
+    spec.loader.exec_module(module)
+    return module
+
+
+# ---- Suites: sets of environments that methods are compared on ----
+def suite_of(about):
+    """A run's suite, from its args.json.
+
+    procgen-easy, procgen-hard, procgen-plain (--plain-look), atari-100k, dmc, dmc-gb (evaluated in its looks),
+    manipulation, drawerworld; other: none of them. It follows from arguments that a copy of a script keeps.
+    """
+    args, program = about["args"], suite_program(about)
+    if program and program.stem != "ablations":
+        return program.stem
+    if args.get("plain_look"):
+        return "procgen-plain"
+    if "distribution_mode" in args:
+        return "procgen-" + args["distribution_mode"]
+    if args.get("eval_modes"):
+        return "dmc-gb"
+    if "action_repeat" in args:
+        return "dmc"
+    if "eval_epsilon" in args:  # Atari's protocol
+        return "atari-100k"
+    return "other"
+
+
+def plain(task):
+    """One spelling of a task for all: mspacman of MsPacman and ms_pacman."""
+    return task.lower().replace("-", "").replace("_", "")
+
+
+# ---- A measure of networks ----
+def active_shares(network, forward):
+    """Shares of the units behind ReLUs that are not zero in forward(), {name: float}.
+
+    Of the whole "backbone" and "head" of a network, which it has by these names, and of each ReLU in them.
+    """
+    import torch  # see load_run
+
+    layers, hooks = {}, []
+
+    def note(name):
+        return lambda module, inputs, output: layers.update({name: (output != 0).flatten()})
+
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.ReLU):
+            hooks.append(module.register_forward_hook(note(name)))
+    with torch.no_grad():
+        forward()
+    for hook in hooks:
+        hook.remove()
+    shares = {}
+    for part in ("backbone", "head"):
+        inside = {name: active for name, active in layers.items() if name.startswith(f"{part}.")}
+        if inside:
+            shares[part] = torch.cat(list(inside.values())).float().mean().item()
+        for name, active in inside.items():
+            shares[name] = active.float().mean().item()
+    return shares

@@ -1,0 +1,219 @@
+"""A script with one thing changed from outside, through train's two factories: the baselines that papers compare with.
+
+    python benchmark/suites/ablations.py                                            # what there is
+    python benchmark/suites/ablations.py ppo_netrand cutout --plain-look --seed 2   # script, ablation, its flags
+    python benchmark/suites/ablations.py ppo_netrand cutout --plain-look --netrand  # with the paper's method too
+    python benchmark/suites/ablations.py algos/mine.py cutout                       # your copy of ppo_netrand.py
+    python benchmark/suites/ablations.py ppo_netrand cutout --resume runs/<folder>
+    python benchmark/suites/ablations.py mdpo frozen --encoder runs/<folder>        # new heads on a trained encoder
+    python benchmark/suites/ablations.py drq_sam_reset plain --active-units         # logs charts/active_* too
+    python benchmark/analyses/evaluate.py runs/<folder>                             # as any other run
+
+The command in a run's args.json says which ablation it is.
+"""
+
+import sys
+import threading
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import tyro
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import common
+import networks
+import observations
+
+# ---- What there is ----
+# {script: {name: (kind, what changes it, flags)}}. Kinds: see observations.py ("envs") and networks.py ("change",
+# "class"). The papers' baselines are the plain algorithm and one thing more. A captured call cannot branch, so agents
+# that branch go without.
+PPO, BASE = ["--no-netrand"], ["--no-sam", "--reset-every", "0"]
+DOUBLED = ["--num-agents", "1", "--num-envs", "128", "--total-timesteps", "100000000"]
+ABLATIONS = {
+    "ppo_netrand": {
+        "gray": ("envs", observations.Gray, PPO),
+        "cutout": ("envs", observations.Cutout, PPO),
+        "inversion": ("envs", observations.Inversion, PPO),
+        "jitter": ("envs", observations.Jitter, PPO),
+        "dropout": ("class", networks.dropout, [*PPO, "--no-cuda-graphs"]),
+        "batch_norm": ("change", networks.batch_norm, PPO),
+        "l2": ("change", networks.l2(1e-4, spared="bias"), [*PPO, "--no-cuda-graphs"]),
+    },
+    "drq_sam_reset": {
+        "plain": ("change", networks.plain, []),
+        "layer_norm": ("change", networks.rainbow_layer_norm, BASE),
+        "crelu": ("change", networks.rainbow_crelu, BASE),
+        "l2_1e-3": ("change", networks.l2(1e-3, spared=()), BASE),  # Paper: 7.3, the best of three
+        "l2_1e-4": ("change", networks.l2(1e-4, spared=()), BASE),
+        "l2_1e-5": ("change", networks.l2(1e-5, spared=()), BASE),
+        "swa": ("class", networks.swa, [*BASE, "--no-cuda-graphs"]),
+        "plastic": ("change", networks.rainbow_plastic, ["--sam-scope", "backbone", "--learning-rate", "1.414e-4"]),
+    },
+    "sac_sam_reset": {
+        "layer_norm": ("change", networks.sac_layer_norm, BASE),
+        "crelu": ("change", networks.sac_crelu, BASE),
+        "l2_1e-3": ("change", networks.l2(1e-3, spared="log_alpha"), BASE),  # Paper: 7.3, the best of three
+        "l2_1e-4": ("change", networks.l2(1e-4, spared="log_alpha"), BASE),
+        "l2_1e-5": ("change", networks.l2(1e-5, spared="log_alpha"), BASE),
+        "plastic": ("change", networks.sac_plastic, ["--sam-on", "critic", "--learning-rate", "1e-4"]),
+    },
+    "mdpo": {
+        "doubled": ("change", networks.doubled, DOUBLED),
+        "doubled_equal": ("change", networks.doubled_equal, DOUBLED),
+        "frozen": ("change", networks.frozen(), ["--num-agents", "1"]),
+    },
+}
+# An argument by which a copy of a script is known, whatever its name is.
+OWN_ARGUMENTS = {
+    "ppo_netrand": "netrand",
+    "drq_sam_reset": "sam_scope",
+    "sac_sam_reset": "sam_on",
+    "mdpo": "distill_coef",
+}
+
+
+def find(script, name):
+    """(kind, what changes it, flags) of an ablation of a script or of a copy of one."""
+    arguments = vars(script.Args())
+    for original, argument in OWN_ARGUMENTS.items():
+        if argument in arguments:
+            rows = ABLATIONS[original]
+            if name not in rows:
+                common.fail(f"no ablation {name!r} of {original}, there are: {' '.join(rows)}")
+            return rows[name]
+    common.fail(f"no ablations of {Path(script.__file__).name}, there are some of: {' '.join(ABLATIONS)}")
+
+
+def factories(script, kind, change):
+    """make_envs and make_agent of an ablation."""
+    if kind == "envs":
+        return partial(observations.make_envs, script, change), script.Agent
+    if kind == "class":
+        return script.make_envs, change(script)
+    return script.make_envs, partial(networks.make_agent, script, change)
+
+
+def seams(script, about):
+    """What common.load_run gives a run of an ablation: make_envs, make_agent."""
+    kind, change, _ = find(script, ablation_of(about))
+    return factories(script, kind, change)
+
+
+def ablation_of(about):
+    """The ablation that a run is, from its args.json; "" for none."""
+    command = about["command"]
+    if Path(command[0]).name != "ablations.py" or len(command) < 3:
+        return ""
+    return command[2]
+
+
+# ---- The command line ----
+@dataclass
+class Own:
+    """The flags that are not the script's, and --resume, which is both's."""
+
+    encoder: str = ""  # run folder of mdpo.py
+    encoder_agent: int = 1  # which of its agents
+    active_units: bool = False  # log charts/active_* with each evaluation
+    resume: str | None = None
+
+
+def main(argv):
+    if not argv or {"-h", "--help"} & set(argv[:2]):
+        print_ablations()
+        return
+    path = common.find_script(argv[0])
+    name = argv[1] if len(argv) > 1 else ""
+    script = common.load_script(path)
+    kind, change, flags = find(script, name)
+    own, given = tyro.cli(Own, args=argv[2:], return_unknown_args=True, add_help=False)
+    if own.resume:
+        about = common.read_about(own.resume)
+        if ablation_of(about) != name:  # its network may have the same shape all the same
+            common.fail(f"--resume {own.resume}: that run is not of the ablation {name}, but {ablation_of(about)!r}")
+        flags = ["--resume", own.resume]  # a run keeps its arguments
+        own.active_units = own.active_units or "--active-units" in about["command"]
+    else:
+        flags = ["--exp-name", f"{path.stem}_{name}", *flags]
+    if name == "frozen" and not own.resume:
+        encoder, more = read_encoder(own)
+        change, flags = networks.frozen(encoder), [*flags, *more]
+    make_envs, make_agent = factories(script, kind, change)
+    if own.active_units:
+        make_agent = log_active_units(script, make_agent)
+    script.main([*flags, *given], make_envs, make_agent)
+
+
+def print_ablations():
+    print("python benchmark/suites/ablations.py SCRIPT ABLATION [FLAGS OF THE SCRIPT]")
+    for script, rows in ABLATIONS.items():
+        for name, (_, change, _) in rows.items():
+            print(f"  {f'{script} {name}':26}{change.__doc__.splitlines()[0]}")
+    print("  drqv2_pieg needs none: SVEA is algos/drqv2_pieg.py --encoder drqv2, with the overlay as by default")
+
+
+def read_encoder(own):
+    """The weights of the encoder that --encoder names, and the flags for its game and levels."""
+    if not own.encoder:
+        common.fail("frozen: needs --encoder, the folder of a run of mdpo.py")
+    run = common.load_run(own.encoder)
+    agents = run.agents()
+    if not 1 <= own.encoder_agent <= len(agents):
+        common.fail(f"--encoder-agent {own.encoder_agent}: there is no such agent in {own.encoder}")
+    flags = []
+    for name in ("env_id", "distribution_mode", "num_levels", "start_level"):
+        flags.append(f"--{name.replace('_', '-')}={getattr(run.args, name)}")
+    return agents[own.encoder_agent - 1].encoder.state_dict(), flags
+
+
+def log_active_units(script, make_agent):
+    """Makes the script log charts/active_backbone and charts/active_head with each evaluation. -> its make_agent.
+
+    They are the shares of units that are not zero behind the ReLUs of the online network, without noise.
+    Paper: on 512 transitions of the replay. Nothing is drawn from the streams of training.
+    """
+    if "sam_scope" not in vars(script.Args()):
+        common.fail("--active-units: for drq_sam_reset.py and its copies")
+    agents, replays, compare = [], [], script.compare
+
+    def make_noted_agent(envs, args):
+        agent = make_agent(envs, args)
+        if not agents:  # the later ones are fresh heads for resets
+            agents.append(agent)
+        return agent
+
+    class Replay(script.Replay):
+        def __init__(self, *args):
+            super().__init__(*args)
+            replays.append(self)
+
+    def compare_and_measure(evaluated, args, *rest):
+        scalars = compare(evaluated, args, *rest)
+        (agent,), (replay,) = agents, replays
+        if replay.size >= args.learning_starts:
+            rng = torch.Generator().manual_seed(args.eval_seed)
+            uniform = torch.rand(512, dtype=torch.float64, generator=rng).to(replay.device)
+            index, _ = replay.sample(uniform, 1.0)
+            obs = replay.gather(index)["obs"]
+            agent.eval()
+            shares = common.active_shares(agent, lambda: script.act(agent, obs))
+            agent.train()
+            for part in ("backbone", "head"):
+                if part in shares:
+                    scalars[f"charts/active_{part}"] = shares[part]
+        return scalars
+
+    script.Replay, script.compare = Replay, compare_and_measure
+    return make_noted_agent
+
+
+if __name__ == "__main__":
+    threading.excepthook = lambda _: None  # as in the scripts
+    try:
+        main(sys.argv[1:])
+    except OSError as error:
+        sys.exit(f"error: {error}; what was saved before is whole")

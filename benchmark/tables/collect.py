@@ -1,0 +1,148 @@
+"""Gathers the logged returns of some runs into one tidy CSV: one row per number, with the run that it came from.
+
+    python benchmark/tables/collect.py runs --out benchmark/results/<experiment>.csv              # all runs in a folder
+    python benchmark/tables/collect.py MDPO=runs/<folder> PPO=runs/<folder> --out benchmark/results/<experiment>.csv
+
+A method without a name is called by its run's --exp-name.
+"""
+
+import csv
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import common
+import papers
+
+PACKAGES = ("torch", "numpy", "envpool", "dm_control", "mujoco")
+
+
+@dataclass
+class Args:
+    runs: tyro.conf.Positional[list[str]]  # run folders, or folders that contain some, or METHOD=FOLDER
+    out: str  # the CSV file
+    suite: str | None = None  # name of the suite (default: it follows from the run's arguments)
+    keys: tuple[str, ...] = (
+        *common.KEYS,
+        "eval/mc_test_return",
+        "eval/mc_train_return",
+        "eval/mc_full_look_return",
+    )  # what is taken from metrics.csv
+
+
+def main():
+    args = tyro.cli(Args)
+    runs = []
+    for text in args.runs:
+        runs += runs_of(text, args)
+    try:
+        file = open(args.out, "w", newline="")
+    except OSError as error:
+        common.fail(f"--out {args.out}: {error.strerror}")
+    with file:
+        writer = csv.DictWriter(file, list(runs[0][0]), lineterminator="\n")
+        writer.writeheader()
+        for rows in runs:
+            writer.writerows(rows)
+    print(f"{args.out}: {sum(map(len, runs))} rows of {len(runs)} runs")
+
+
+def runs_of(text, args):
+    """The rows of a run's folder, or of each run in a folder; a run that logged none of the keys is left out."""
+    method, folder = common.split_name(text)
+    folders = [folder]
+    if not (folder / "args.json").exists():
+        folders = sorted(path.parent for path in folder.glob("*/args.json")) or folders
+    runs = []
+    for one in folders:
+        rows = rows_of(method, one, args)
+        if rows:
+            runs.append(rows)
+    if not runs:
+        common.fail(f"{folder} has none of {' '.join(args.keys)}")
+    if len(runs) < len(folders):
+        left_out = len(folders) - len(runs)
+        print(f"{folder}: {left_out} runs left out, which have none of the keys yet", file=sys.stderr)
+    return runs
+
+
+def rows_of(method, folder, args):
+    """The rows of one run."""
+    about = common.read_about(folder)
+    try:
+        with open(folder / "metrics.csv") as file:
+            metrics = [row for row in csv.DictReader(file) if row["key"] in args.keys]
+    except OSError as error:
+        common.fail(f"{folder} is no folder of a run: metrics.csv: {error.strerror}")
+    run = {
+        "method": method or about["args"]["exp_name"],
+        "suite": args.suite or common.suite_of(about),
+        "task": about["args"]["env_id"],
+        "seed": about["args"]["seed"],
+    }
+    source = settings_of(folder, about) | {
+        "command": command_of(about),
+        "commit": about["commit"],
+        "packages": packages_of(about),
+        "hardware": hardware_of(about),
+    }
+    return [run | row | source for row in metrics]
+
+
+def command_of(about):
+    """The run's first command, without folders of the machine that it ran on, and what was changed at a resume."""
+    program, *flags = common.without_runs_dir(about["command"])
+    parts = Path(program).parts
+    while len(parts) > 1 and parts[0] not in ("algos", "benchmark"):
+        parts = parts[1:]
+    command = shlex.join(["python", "/".join(parts), *flags])
+    for session in about.get("sessions", [])[1:]:
+        for name, value in session["changed"].items():
+            command += f" (resumed with {name} {value})"
+    return command
+
+
+def packages_of(about):
+    versions = about["packages"]
+    return " ".join(f"{name}=={versions[name]}" for name in PACKAGES if name in versions)
+
+
+def hardware_of(about):
+    hardware = about["hardware"]
+    return f"{hardware['gpu'] or 'no GPU'}, {hardware['cores']} cores {hardware['cpu']}"
+
+
+# ---- What a run is, for the papers' tables ----
+def settings_of(folder, about):
+    """What papers.py knows a run by.
+
+    script: its stem, with the ablation or the suite's program behind it. changed: the arguments that differ from the
+    script's defaults, as JSON. default_steps: steps of a whole run. The last two are empty for other scripts than ours.
+    """
+    program, *words = about["command"]
+    stem = Path(program).stem
+    script = stem
+    if not (folder / f"{stem}.py").exists():  # a program that trains a script
+        script = next((path.stem for path in folder.glob("*.py")), stem)
+    name = script
+    if stem == "ablations":  # ablations.py SCRIPT ABLATION
+        name = script if words[1] == "plain" else f"{script} {words[1]}"
+    elif stem != script:
+        name = f"{script} {stem}"
+    unknown = {"script": name, "changed": "", "default_steps": ""}
+    if script not in papers.SCRIPTS or stem not in (script, "ablations"):
+        return unknown
+    try:
+        args = papers.module(script).Args(**about["args"])
+    except TypeError:  # of another version of the script
+        return unknown
+    changed, steps = papers.changes(script, args)
+    return {"script": name, "changed": papers.as_text(changed), "default_steps": steps}
+
+
+if __name__ == "__main__":
+    main()
