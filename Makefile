@@ -1,22 +1,30 @@
 PYTHON ?= python3
 APT := apt-get
 
-.PHONY: train test install libraries dmcgb drawerworld
+.PHONY: train test test-all install libraries dmcgb drawerworld
 
 train: install
 	.venv/bin/python algos/mdpo.py --env-id bigfish $(ARGS)
 
+# Tests run in parallel, one thread per worker. What takes long has the mark `slow` and is only in `test-all`.
+PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(shell getconf _NPROCESSORS_ONLN) --dist worksteal
+
 test: install
-	@$(METAWORLD) || echo "warning: no Meta-World, so the tests of benchmark/drawerworld.py are skipped" >&2
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: install
+	@$(METAWORLD) || echo "warning: no Meta-World, so the tests of drawerworld.py are skipped" >&2
 	@$(SLURM) || echo "warning: no Slurm, so the tests of launch.py on one are skipped" >&2
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 install: libraries .venv/installed
 
-# What benchmark/drawerworld.py needs besides.
-METAWORLD = .venv/bin/python -m pip install --disable-pip-version-check --no-deps -r benchmark/requirements-drawerworld.txt
+# What benchmark/suites/drawerworld.py needs besides.
+METAWORLD = .venv/bin/python -m pip install --disable-pip-version-check --no-deps -r benchmark/suites/requirements-drawerworld.txt
 
 # A Slurm for the tests, on Debian as root; nothing of it is started but by them.
 SLURM = { command -v slurmctld && command -v munged; } >/dev/null || \
@@ -37,19 +45,23 @@ dmcgb:
 	rm -rf data/dmcgb.git && mv data/dmcgb.part data/dmcgb
 
 .venv/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed: make PYTHON=...")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13) and "error: Python 3.11 or 3.12 is needed: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
-# The Debian packages of what is missing: `python3 -m venv`, two libraries that Procgen's Qt draws with, and what
-# DeepMind Control renders with (EGL, and Mesa where there is no GPU's driver; or OSMesa, which is left as it is).
+# The Debian packages of what is missing: `python3 -m venv`, two libraries that Procgen's Qt draws with (on aarch64 that
+# Qt itself), and what DeepMind Control renders with (EGL, and Mesa where there is no GPU's driver; or OSMesa, which is
+# left as it is). macOS has what it needs, but for what a script asks for when it starts.
 needs = $(shell $(PYTHON) -c '$(1)' 2>/dev/null || echo $(2))
+ifeq ($(shell uname -s),Linux)
 MISSING = $(strip $(call needs,import venv; import ensurepip,python3-venv) \
 	$(call needs,import ctypes; ctypes.CDLL("libGL.so.1"),libgl1) \
 	$(call needs,import ctypes; ctypes.CDLL("libgthread-2.0.so.0"),libglib2.0-0) \
+	$(if $(filter aarch64,$(shell uname -m)),$(call needs,import ctypes; ctypes.CDLL("libQt5Gui.so.5"),libqt5gui5)) \
 	$(call needs,import ctypes; ctypes.CDLL("libEGL.so.1"),libegl1) \
 	$(call needs,import glob; glob.glob("/usr/lib/*/dri/*") or glob.glob("/usr/lib/*/libEGL_nvidia*") or 1 / 0,libgl1-mesa-dri))
+endif
 
 libraries:
 	@missing="$(MISSING)"; test -z "$$missing" || \

@@ -1,8 +1,8 @@
 # /// script
-# requires-python = ">=3.11"
+# requires-python = ">=3.11,<3.13"
 # dependencies = [
-#     "envpool==1.2.5", "numpy==2.4.6", "PyQt5-Qt5==5.15.19", "tensorboard==2.21.0", "torch==2.14.0", "tqdm==4.70.1",
-#     "tyro==1.0.17",
+#     "envpool==1.2.5", "numpy==2.4.6", 'PyQt5-Qt5==5.15.19; platform_machine != "aarch64"',
+#     "tensorboard==2.21.0", "torch==2.14.0", "tqdm==4.70.1", "tyro==1.0.17",
 # ]
 # ///
 """MDPO on Procgen: two PPO agents train side by side, and each also learns to predict the other's actions on its own
@@ -24,6 +24,7 @@ afresh every --exact-every steps; evaluation plays one episode per environment, 
 import ctypes
 import difflib
 import fcntl
+import importlib.util
 import io
 import json
 import os
@@ -38,12 +39,11 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
 from importlib.metadata import distributions
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-# Before torch is imported: glibc returns freed memory to the kernel, and getting it back takes up to half the time on a
-# CPU. Here it keeps the memory (M_MMAP_THRESHOLD is -3, M_TRIM_THRESHOLD is -1; an old glibc refuses the first).
+# Before torch is imported. glibc returns freed memory to the kernel; getting it back takes up to half the time.
+# M_MMAP_THRESHOLD (-3) and M_TRIM_THRESHOLD (-1) make it keep the memory; an old glibc refuses the first.
 if sys.platform == "linux" and ctypes.CDLL(None).mallopt(-3, 2**30):
     ctypes.CDLL(None).mallopt(-1, 2**31 - 1)
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
@@ -67,7 +67,7 @@ class Args:
     policy_loss: Literal["ppo", "spo"] = "ppo"  # clipped surrogate, or Simple Policy Optimization's quadratic penalty
     total_timesteps: int = 50_000_000  # steps of each agent, rounded up to whole rollouts
     distribution_mode: Literal["easy", "hard"] = "hard"  # difficulty of the levels
-    num_levels: int = -1  # training levels (-1: 500 in hard mode, 200 in easy mode; 0: all there are)
+    num_levels: int = -1  # training levels (-1: 500 in hard mode, 200 in easy; 0: all there are)
     start_level: int = 0  # first training level
 
     # PPO. Paper: Table 2. Reference code, where it is silent: norm_adv trainer.py:51-53, clip_vloss trainer.py:88-100,
@@ -91,14 +91,14 @@ class Args:
     eval_every: int = 163_840  # steps between evaluations (0: never)
     eval_episodes: int = 128  # episodes per evaluation, agent and set of levels
     final_eval_episodes: int = 128  # the same for the last evaluation
-    eval_seed: int = 42  # draws the evaluated levels, the same ones each time. Reference code: main.py:115
+    eval_seed: int = 42  # draws the evaluated levels. Reference code: main.py:115
 
     # The run.
     seed: int = 1  # same seed, machine, packages and number of threads: same weights, bit for bit
     exp_name: str = Path(__file__).stem  # part of the run folder's name
     runs_dir: str = "runs"  # where run folders are made
     resume: str | None = None  # run folder to continue
-    exact_every: int = 2_000_000  # steps between bit-for-bit checkpoints, where environments start afresh (0: never)
+    exact_every: int = 2_000_000  # steps between bit-for-bit checkpoints and fresh environments (0: never)
     save_minutes: float = 5.0  # minutes between the checkpoints in between (0: none)
     cuda: bool = True  # use a GPU if there is one
     cuda_required: bool = False  # refuse to run without a GPU
@@ -116,30 +116,27 @@ GAMES += ("jumper", "leaper", "maze", "miner", "ninja", "plunder", "starpilot")
 
 
 def make_envs(args, split, start=0):
-    """Vector environments of `split`, seeded by (args.seed, split, start): A agents x N environments.
+    """A x N environments of `split`, for A agents, seeded by (args.seed, split, start).
 
     "train": the args.num_levels training levels. "test": all levels there are.
     reset() -> obs uint8 [A N, 3, 64, 64], info.
-    step(actions int64 [A N]) -> obs, reward float32 [A N], terminated bool [A N], truncated bool [A N], info.
-    The step that ends an episode returns the next episode's first observation. Each step returns a new array.
+    step(actions int64 [A N]) -> obs, reward float32, terminated bool, truncated bool, all [A N], info.
+    The step that ends an episode returns the next episode's first observation, in a new array.
     info["episodes"]: (environment, return, length) of the episodes that ended with the step.
     """
-    levels = {"train": (args.num_levels, args.start_level), "test": (0, 0)}[split]
+    num_levels = {"easy": 200, "hard": 500}[args.distribution_mode] if args.num_levels == -1 else args.num_levels
+    levels = {"train": (num_levels, args.start_level), "test": (0, 0)}[split]
     entropy = (args.seed, ("train", "test").index(split), start)
-    envs = import_envpool().make_gymnasium(
-        f"{args.env_id.capitalize()}{args.distribution_mode.capitalize()}-v0",
-        num_envs=args.num_agents * args.num_envs,
-        seed=int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1),
-        num_levels=levels[0],
-        start_level=levels[1],
-    )
-    return SameStepReset(envs)
+    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
+    about = {"num_envs": args.num_agents * args.num_envs, "num_levels": levels[0], "start_level": levels[1]}
+    name = f"{args.env_id.capitalize()}{args.distribution_mode.capitalize()}-v0"
+    return SameStepReset(import_envpool().make_gymnasium(name, seed=seed, **about))
 
 
 class SameStepReset:
     """Resets an EnvPool environment in the step that ends its episode, and counts returns.
 
-    Careful: without this, EnvPool ignores the action after an episode's end and returns a transition without meaning.
+    Careful: without it, EnvPool ignores the action after an episode's end and returns a meaningless transition.
     """
 
     def __init__(self, envs):
@@ -165,14 +162,26 @@ class SameStepReset:
 
 
 def import_envpool():
-    """EnvPool, after the two Qt libraries that its Procgen draws with: the PyQt5-Qt5 package's, else the system's."""
-    package = find_spec("PyQt5")
-    folder = Path(package.submodule_search_locations[0]) / "Qt5" / "lib" if package else None
+    """EnvPool, after the Qt libraries that its Procgen draws with: the PyQt5-Qt5 package's or the system's.
+
+    On macOS it asks for Homebrew's files, or for those in DYLD_FRAMEWORK_PATH, set before Python starts.
+    """
+    package = importlib.util.find_spec("PyQt5")
+    folder = Path(package.submodule_search_locations[0]) / "Qt5" / "lib" if package else Path("PyQt5-Qt5")
+    libraries = ["libQt5Core.so.5", "libQt5Gui.so.5"]
+    cure = "pip install PyQt5-Qt5 (on aarch64: apt-get install libqt5gui5)"
+    if sys.platform == "darwin":
+        brew = "/opt/homebrew/opt/qt@5/lib"
+        libraries = [f"{brew}/{name}.framework/Versions/5/{name}" for name in ("QtCore", "QtGui")]
+        if folder.exists():
+            cure = f"export DYLD_FRAMEWORK_PATH={folder} (or: brew install qt@5)"
+    elif (folder / libraries[0]).exists():
+        libraries = [str(folder / name) for name in libraries]
+        cure = "apt-get install libgl1 libglib2.0-0"
     try:
-        for library in ("libQt5Core.so.5", "libQt5Gui.so.5"):
-            ctypes.CDLL(str(folder / library) if folder else library, mode=ctypes.RTLD_GLOBAL)
+        for library in libraries:
+            ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
-        cure = "apt-get install libgl1 libglib2.0-0" if folder else "pip install PyQt5-Qt5"
         fail(f"Procgen needs a library that is missing ({error}); try: {cure}")
     import envpool
 
@@ -232,9 +241,9 @@ def orthogonal(layer, gain):
 
 @torch.no_grad()
 def act(agents, obs, noise):
-    """Samples from each agent's policy. obs [A, N, ...], noise ~ Exp(1) [A, N, actions] -> dict of [A, N].
+    """Samples from each agent's policy. [A, N, ...], Exp(1) noise [A, N, actions] -> dict of [A, N].
 
-    argmax_a p(a) / noise(a) is a sample of p. The noise is an input, so that a recorded CUDA graph stays random.
+    argmax_a p(a) / noise(a) is a sample of p. The noise is an input, so that a CUDA graph stays random.
     """
     logits, values = forward_all(agents, obs)
     log_probs = logits.log_softmax(-1)  # [A, N, actions]
@@ -254,20 +263,20 @@ def forward_all(agents, obs):
 def distillation_loss(logits, peer_logits):
     """KL(peer || own), the mean over the batch. [B, A], [B, A] -> []. Paper: eq. 18.
 
-    Careful: nothing is detached, so each agent is pulled towards its peer and pulls the peer towards itself.
+    Careful: nothing is detached. Each agent is pulled to its peer and pulls the peer to itself.
     """
     log_probs, peer_log_probs = logits.log_softmax(-1), peer_logits.log_softmax(-1)
     return (peer_log_probs.exp() * (peer_log_probs - log_probs)).sum(-1).mean()
 
 
 def agent_loss(agent, peer, batch, args):
-    """One agent's RL loss and its KL to the peer on the agent's own observations. -> loss [], dict of parts [].
+    """An agent's RL loss and its KL to the peer on its own observations. -> loss [], dict of parts [].
 
     Paper: L_RL + alpha * L_KL, eq. 5 and 18; without a peer it is PPO's (or SPO's) loss alone.
     """
     logits, values = agent(batch["obs"])  # [B, A], [B]
     log_probs_all = logits.log_softmax(-1)
-    # Not gather: in older torch its deterministic gradient copies from the CPU, which a CUDA graph cannot record.
+    # Not gather: in older torch its deterministic gradient breaks a CUDA graph.
     log_probs = -nn.functional.nll_loss(log_probs_all, batch["actions"], reduction="none")
     policy_loss_of = {"ppo": clipped_policy_loss, "spo": spo_policy_loss}[args.policy_loss]
     policy_loss = policy_loss_of(log_probs, batch["log_probs"], batch["advantages"], args.clip_coef)
@@ -288,13 +297,13 @@ def agent_loss(agent, peer, batch, args):
 
 # ---- 6. Losses, targets, replay ----
 def clipped_policy_loss(log_probs, old_log_probs, advantages, clip_coef):
-    """Negative clipped surrogate. [B], [B], [B], float -> []. Paper: PPO, arXiv:1707.06347, eq. 7."""
+    """Negative clipped surrogate. [B] x 3, float -> []. Paper: PPO, arXiv:1707.06347, eq. 7."""
     ratio = (log_probs - old_log_probs).exp()
     return -torch.min(ratio * advantages, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantages).mean()
 
 
 def spo_policy_loss(log_probs, old_log_probs, advantages, clip_coef):
-    """Simple Policy Optimization: a quadratic penalty whose optimum is at the clipping range. [B] x 3, float -> [].
+    """SPO: a quadratic penalty whose optimum is at the clipping range. [B] x 3, float -> [].
 
     Reference code: Simple-Policy-Optimization, atari/trainer.py:88-92.
     """
@@ -303,15 +312,15 @@ def spo_policy_loss(log_probs, old_log_probs, advantages, clip_coef):
 
 
 def clipped_value_loss(values, old_values, returns, clip_coef):
-    """Half the squared error of the value, or of the one clipped around old_values if worse. [B] x 3, float -> []."""
+    """Half the squared error of the value, or of the clipped one if that is worse. [B] x 3, float -> []."""
     clipped = old_values + (values - old_values).clamp(-clip_coef, clip_coef)
     return 0.5 * torch.max((values - returns).square(), (clipped - returns).square()).mean()
 
 
 def compute_gae(rewards, values, dones, last_values, gamma, gae_lambda):
-    """GAE's advantages, and returns. [..., T, N] x 3, [..., N] -> [..., T, N] x 2. Paper: arXiv:1506.02438.
+    """GAE's advantages, and returns. [..., T, N] x 3, [..., N] -> [..., T, N] x 2.
 
-    dones[..., t, :]: an episode ended with step t.
+    dones[..., t, :]: an episode ended with step t. Paper: arXiv:1506.02438.
     """
     advantages, running = torch.zeros_like(rewards), torch.zeros_like(last_values)
     next_values = last_values
@@ -325,9 +334,9 @@ def compute_gae(rewards, values, dones, last_values, gamma, gae_lambda):
 
 
 class RewardNormaliser:
-    """Divides each agent's rewards by the running standard deviation of its discounted return; clips them to +-10.
+    """Divides rewards by the running deviation of the agent's discounted return; clips them to +-10.
 
-    Reference code: gym 0.23.1's NormalizeReward; the clip is baselines' VecNormalize's and MDPO's (main.py:48).
+    Reference code: gym 0.23.1's NormalizeReward; the clip is baselines' and MDPO's (main.py:48).
     """
 
     def __init__(self, num_agents, num_envs, gamma):
@@ -353,14 +362,14 @@ class RewardNormaliser:
 
 
 # ---- 7. Update ----
-CPU_BATCH = 256  # images per pass on a CPU; the gradients of a minibatch's passes add up to the minibatch's own
+CPU_BATCH = 256  # images per pass on a CPU; the passes' gradients add up to the minibatch's
 
 
 def update(agents, optimizer, batches, args):
-    """One gradient step of all agents, on a minibatch each: dicts of [B, ...] -> dict of detached [agents].
+    """One gradient step of all agents, on a minibatch each: dicts of [B, ...] -> dict of detached [A].
 
-    Paper: Algorithm 1, the mean of the agents' losses. One backward pass per agent and slice keeps memory low.
-    Careful: with two agents each loss is halved before its gradient is clipped. Reference code: trainer.py:71.
+    Paper: Algorithm 1, the mean of the agents' losses. A backward pass per agent and slice saves memory.
+    Careful: of two agents, each loss is halved before its gradient is clipped (trainer.py:71).
     """
     optimizer.zero_grad()
     per_agent = []
@@ -380,7 +389,7 @@ def update(agents, optimizer, batches, args):
             for key, value in values.items():
                 totals[key] = totals.get(key, 0) + share * value.detach()
         per_agent.append(totals)
-    for agent, totals in zip(agents, per_agent, strict=True):  # Reference code: trainer.py:84-85, each agent by itself
+    for agent, totals in zip(agents, per_agent, strict=True):  # Reference code: trainer.py:84-85
         totals["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
     optimizer.step()
     return stacked(per_agent)
@@ -388,11 +397,14 @@ def update(agents, optimizer, batches, args):
 
 def stacked(rows):
     """A list of {name: tensor} -> {name: tensor [len(rows), ...]}."""
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    stacks = {}
+    for name in rows[0]:
+        stacks[name] = torch.stack([row[name] for row in rows])
+    return stacks
 
 
 class Captured:
-    """A function of tensors that returns {name: tensor}: if `on`, three plain calls, then one CUDA graph."""
+    """A function of tensors -> {name: tensor}. If `on`: three plain calls, then one CUDA graph."""
 
     def __init__(self, function, on):
         self.function, self.on, self.calls, self.graph = function, on, 0, None
@@ -415,28 +427,26 @@ class Captured:
         for own, given in zip(self.inputs, inputs, strict=True):
             own.copy_(given)
         self.graph.replay()
-        return {name: value.clone() for name, value in self.outputs.items()}  # each replay overwrites the outputs
+        return {name: value.clone() for name, value in self.outputs.items()}  # a replay overwrites the outputs
 
 
 # ---- 8. Training and evaluation ----
 def train(args, make_envs=make_envs, make_agent=Agent):
-    """Trains to args.total_timesteps and returns the agents. Pass your own factories to change suite or network."""
+    """Trains and returns the agents. Pass your own factories to change the environments or the network."""
     args, device = set_up_torch(check(args))
     run = Run(args)
     envs = make_envs(args, "train", run.step)
     seeds = np.random.SeedSequence(args.seed).generate_state(2 + args.num_agents).tolist()
     torch.manual_seed(seeds[0])
     shuffle_rng = torch.Generator().manual_seed(seeds[1])
-    noise_rngs = [torch.Generator().manual_seed(seed) for seed in seeds[2:]]
+    noise_rngs = {f"noise_rng{a}": torch.Generator().manual_seed(seed) for a, seed in enumerate(seeds[2:], 1)}
     agents = nn.ModuleList(make_agent(envs, args) for _ in range(args.num_agents)).to(device)
-    rate = torch.tensor(args.learning_rate, device=device)  # a tensor, so that a CUDA graph sees it change
+    rate = torch.tensor(args.learning_rate, device=device)  # a CUDA graph sees a tensor change
     optimizer = torch.optim.Adam(agents.parameters(), lr=rate, eps=1e-5, fused=True)  # Reference code: main.py:103
     normaliser = RewardNormaliser(args.num_agents, args.num_envs, args.gamma)
-    run.parts = {"agents": agents, "optimizer": optimizer, "normaliser": normaliser, "shuffle_rng": shuffle_rng}
-    run.parts["torch_rng"] = torch.default_generator  # for networks that draw random numbers themselves
-    for number, noise_rng in enumerate(noise_rngs, 1):
-        run.parts[f"noise_rng{number}"] = noise_rng
-    run.restore()
+    parts = {"agents": agents, "optimizer": optimizer, "normaliser": normaliser}
+    parts.update(noise_rngs, shuffle_rng=shuffle_rng, torch_rng=torch.default_generator)
+    run.restore(parts)
     graphs = args.cuda_graphs and device.type == "cuda"
     group = optimizer.param_groups[0]
     group["lr"] = rate.copy_(group["lr"])  # the checkpoint's may be on another device
@@ -465,7 +475,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     with run:
         while True:
             last = run.step >= args.total_timesteps
-            if run.evaluation_due():  # at the top, so that an interrupted one is made after a resume
+            if run.evaluation_due():  # also after a resume, if it was interrupted
                 episodes = args.final_eval_episodes if last else args.eval_episodes
                 run.log(compare(agents, replace(args, eval_episodes=episodes), make_envs, run.tick))
                 run.evaluated = run.step
@@ -474,15 +484,17 @@ def train(args, make_envs=make_envs, make_agent=Agent):
 
             # Collect T steps from each environment.
             start = time.monotonic()
-            finished = [[] for _ in agents]  # (return, length) of the episodes that end in this rollout
+            finished = [[] for _ in agents]  # (return, length) of episodes that end now
             for t in range(args.num_steps):
-                obs = torch.as_tensor(next_obs).to(device).unflatten(0, (args.num_agents, args.num_envs))
+                obs = torch.as_tensor(next_obs).to(device).unflatten(0, (args.num_agents, -1))
                 noise = torch.empty(args.num_agents, args.num_envs, num_actions)
-                for own, noise_rng in zip(noise, noise_rngs, strict=True):
+                for own, noise_rng in zip(noise, noise_rngs.values(), strict=True):
                     own.exponential_(generator=noise_rng)
                 row = policy(obs, noise.to(device))
-                next_obs, reward, terminated, truncated, info = envs.step(row["actions"].flatten().cpu().numpy())
-                done = (terminated | truncated).reshape(args.num_agents, -1)  # Reference code: a time limit ends it too
+                actions = row["actions"].flatten().cpu().numpy()
+                next_obs, reward, terminated, truncated, info = envs.step(actions)
+                # Reference code: a time limit ends an episode like a failure does.
+                done = (terminated | truncated).reshape(args.num_agents, -1)
                 row["obs"], row["dones"] = obs, done
                 row["rewards"] = normaliser(reward.reshape(args.num_agents, -1), done)
                 for key, value in row.items():
@@ -493,7 +505,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
 
             # Learn from them.
             with torch.no_grad():
-                obs = torch.as_tensor(next_obs).to(device).unflatten(0, (args.num_agents, args.num_envs))
+                obs = torch.as_tensor(next_obs).to(device).unflatten(0, (args.num_agents, -1))
                 _, last_values = forward_all(agents, obs)
             rewards, values, dones = rollout["rewards"], rollout["values"], rollout["dones"]
             advantages, returns = compute_gae(rewards, values, dones, last_values, args.gamma, args.gae_lambda)
@@ -521,7 +533,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
                 means = np.array([np.mean(own, axis=0) for own in finished])  # [A, 2]
                 run.log(per_agent("charts/episodic_return", means[:, 0]))
                 run.log(per_agent("charts/episodic_length", means[:, 1]))
-            if run.passed(args.exact_every, run.exact_step):  # in every run, or a resumed one would differ
+            if run.passed(args.exact_every, run.exact_step):  # in every run, resumed or not
                 envs.close()
                 envs = make_envs(args, "train", run.step)
                 next_obs, _ = envs.reset()
@@ -535,14 +547,15 @@ def train(args, make_envs=make_envs, make_agent=Agent):
 
 
 def evaluate(agent, args, make_envs, split, tick=lambda: None):
-    """Returns [args.eval_episodes] of sampled actions on fixed levels of `split`. Touches no random stream of training.
+    """Returns [args.eval_episodes] of sampled actions on fixed levels of `split`.
 
-    Each environment plays one episode, so that short ones are not favoured.
+    Each environment plays one episode, so that short ones are not favoured. No random stream of training is touched.
     """
     args = replace(args, seed=args.eval_seed, num_agents=1, num_envs=args.eval_episodes)
     envs, noise_rng = make_envs(args, split), torch.Generator().manual_seed(args.eval_seed)
     device, num_actions = next(agent.parameters()).device, int(envs.single_action_space.n)
-    active, actions, returns = list(range(args.num_envs)), np.zeros(args.num_envs, dtype=np.int64), {}
+    active, returns = list(range(args.num_envs)), {}
+    actions = np.zeros(args.num_envs, dtype=np.int64)
     agent.eval()
     obs, _ = envs.reset()
     while active:
@@ -560,7 +573,7 @@ def evaluate(agent, args, make_envs, split, tick=lambda: None):
 
 
 def compare(agents, args, make_envs, tick=lambda: None):
-    """{key: number} to log: the mean returns of all agents on unseen and on training levels, and the gap."""
+    """{key: number} to log: the agents' mean returns on unseen and on training levels, and the gap."""
     test = [evaluate(agent, args, make_envs, "test", tick).mean() for agent in agents]
     train = [evaluate(agent, args, make_envs, "train", tick).mean() for agent in agents]
     scalars = per_agent("eval/test_return", test)
@@ -570,7 +583,7 @@ def compare(agents, args, make_envs, tick=lambda: None):
 
 
 def per_agent(key, values):
-    """The mean over agents under "group/name"; of two agents also each one's value under "group/agent1/name"."""
+    """The mean over agents under "group/name", and of two agents each one's under "group/agent1/name"."""
     scalars = {key: float(np.mean(values))}
     if len(values) > 1:
         for number, value in enumerate(values, 1):
@@ -582,34 +595,39 @@ def per_agent(key, values):
 class Run:
     """A run: its step, its folder, the `parts` that its checkpoints hold, its log and its progress bar.
 
-    Environments cannot be saved: they start afresh after a resume, and in every run at multiples of --exact-every. So a
-    run resumed from such a point repeats the uninterrupted one bit for bit; from any other point it continues.
+    Environments cannot be saved. They start afresh after a resume, and in every run at multiples of
+    --exact-every. A run resumed from such a point repeats the uninterrupted one bit for bit.
     """
 
     def __init__(self, args):
-        self.args, self.parts, self.handlers, self.stop = args, {}, {}, 0
+        self.args, self.handlers, self.stop = args, {}, 0
         name = f"{args.env_id}__{args.exp_name}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
         self.folder = Path(args.resume or Path(args.runs_dir) / name)
         self.about = describe(args)
         self.state = {"step": 0, "evaluated": 0, "exact_step": 0, "exact": True, "metrics_bytes": 0}
         if args.resume:
             self.state = load_checkpoint(self.folder)
-            saved, now = self.state["about"], self.about
-            changed = {name: value for name, value in now["args"].items() if value != saved["args"].get(name)}
-            for name in changed:
-                if not name.startswith(MAY_CHANGE):
-                    fail(f"--{name.replace('_', '-')} is {saved['args'].get(name)} in that run and stays so")
-            now["sessions"][0]["changed"] = changed
-            self.about = {**saved, "args": now["args"], "sessions": saved["sessions"] + now["sessions"]}
-        self.step, self.evaluated = self.state["step"], self.state["evaluated"]  # now, and at the last evaluation
-        self.exact_step, self.exact = self.state["exact_step"], self.state["exact"]  # exact: nothing happened since
+            saved, session = self.state["about"], self.about["sessions"][0]
+            for name, value in self.about["args"].items():
+                before = saved["args"][name]
+                if value != before:
+                    session["changed"][name] = value
+                    if not name.startswith(MAY_CHANGE):
+                        fail(f"--{name.replace('_', '-')} is {before} in that run and stays so")
+            sessions = [*saved["sessions"], session]
+            self.about = {**saved, "args": self.about["args"], "sessions": sessions}
+        self.step = self.state["step"]  # steps of each agent
+        self.evaluated = self.state["evaluated"]  # step of the last evaluation
+        self.exact_step = self.state["exact_step"]  # step at which environments started afresh
+        self.exact = self.state["exact"]  # nothing was played or learned since then
         if self.step >= args.total_timesteps and not self.evaluation_due():
             fail(f"{self.folder} is finished at step {self.step}: raise --total-timesteps")
 
-    def restore(self):
-        """Puts what the checkpoint holds into the parts."""
+    def restore(self, parts):
+        """Takes what checkpoints hold; if the run is resumed, gives these parts their state back."""
+        self.parts = parts
         if self.args.resume:
-            for name, part in self.parts.items():
+            for name, part in parts.items():
                 load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
                 load(self.state[name])
             before, now = self.about["sessions"][-2:]
@@ -618,7 +636,7 @@ class Run:
             print(f"step {self.step}: {how}", flush=True)
 
     def __enter__(self):
-        """Opens the run's files. From here on, a signal ends the run at its next tick, with a checkpoint."""
+        """Opens the files. From here on, a signal ends the run at its next tick, with a checkpoint."""
         try:
             self.folder.mkdir(parents=True, exist_ok=bool(self.args.resume))
             self.metrics = open(self.folder / "metrics.csv", "a", buffering=1)
@@ -627,7 +645,7 @@ class Run:
             why = "another process is running it" if isinstance(error, BlockingIOError) else error.strerror
             fail(f"{self.folder} cannot be written: {why}")
         if self.args.resume:  # what was logged after the checkpoint is done again
-            self.metrics.truncate(min(self.state["metrics_bytes"], os.path.getsize(self.metrics.name)))
+            self.metrics.truncate(self.state["metrics_bytes"])
         else:
             self.metrics.write("step,key,value\n")
             shutil.copy(__file__, self.folder)
@@ -641,10 +659,9 @@ class Run:
             self.wandb = wandb.init(**about, resume="allow", sync_tensorboard=True)
         self.events = SummaryWriter(str(self.folder), purge_step=self.step + 1)
         self.saved_at = time.monotonic()
-        steps = {"initial": self.step, "total": self.args.total_timesteps, "unit": "step", "unit_scale": True}
-        self.bar = tqdm(**steps, dynamic_ncols=True, disable=not sys.stderr.isatty())
-        if threading.current_thread() is threading.main_thread():  # Python takes no handlers elsewhere
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # SIGUSR1: Slurm's time limit is near
+        self.bar = tqdm(initial=self.step, total=self.args.total_timesteps, unit_scale=True, disable=None)
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # SIGUSR1: Slurm's time is nearly over
                 self.handlers[number] = signal.signal(number, self.on_signal)
 
     def __exit__(self, *_):
@@ -661,33 +678,38 @@ class Run:
         signal.signal(number, self.handlers[number])
 
     def tick(self, steps=0):
-        """Counts steps that were played or learned from. The state is whole here, so here a signal ends the run."""
+        """Counts steps played or learned from. The state is whole here, so here a signal ends the run."""
         self.exact = self.exact and steps == 0
         self.bar.update(steps)
         if self.stop:
             self.save()
-            print(f"stopped by {signal.Signals(self.stop).name}; continue with --resume {self.folder}", flush=True)
+            name = signal.Signals(self.stop).name
+            print(f"stopped by {name}; continue with --resume {self.folder}", flush=True)
             sys.exit(128 + self.stop)
 
     def log(self, values):
-        """Writes {key: number} to metrics.csv and TensorBoard. A number that is not finite ends the program."""
+        """Writes {key: number} to metrics.csv and TensorBoard. One that is not finite ends the program."""
         for key, value in values.items():
             if not np.isfinite(value):
-                sys.exit(f"error: {key} is {value} at step {self.step}; {self.folder}/checkpoint.pt is from before it")
+                self.fail(f"{key} is {value}")
             self.metrics.write(f"{self.step},{key},{value}\n")
             self.events.add_scalar(key, value, self.step)
         if "charts/episodic_return" in values:
-            self.bar.set_postfix_str(f"return {values['charts/episodic_return']:.2f}", refresh=False)
-            if self.bar.disable:  # there is no terminal
-                print(f"step {self.step} of {self.args.total_timesteps}: {self.bar.postfix}", flush=True)
+            text = f"return {values['charts/episodic_return']:.2f}"
+            self.bar.set_postfix_str(text, refresh=False)
+            if self.bar.disable:  # tqdm is silent where there is no terminal
+                print(f"step {self.step} of {self.args.total_timesteps}: {text}", flush=True)
+
+    def fail(self, what):
+        sys.exit(f"error: {what} at step {self.step}; {self.folder}/checkpoint.pt is from before it")
 
     def passed(self, every, last):
         """Whether a multiple of `every` (0: never) was passed since the step `last`."""
         return every > 0 and self.step // every > last // every
 
     def evaluation_due(self):
-        last = self.args.eval_every > 0 and self.step >= self.args.total_timesteps and self.step > self.evaluated
-        return last or self.passed(self.args.eval_every, self.evaluated)
+        every, last = self.args.eval_every, self.step >= self.args.total_timesteps
+        return self.passed(every, self.evaluated) or (last and every > 0 and self.step > self.evaluated)
 
     def save_due(self):
         late = time.monotonic() > self.saved_at + 60 * self.args.save_minutes
@@ -700,10 +722,12 @@ class Run:
         state = {"script": Path(__file__).stem, "step": self.step, "evaluated": self.evaluated}
         state.update(exact=self.exact, exact_step=self.exact_step)
         for name, part in self.parts.items():
-            state[name] = part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
-            numbers = [value for value in tree_leaves(state[name]) if isinstance(value, torch.Tensor | float)]
-            if not all(torch.as_tensor(value).isfinite().all() for value in numbers):
-                sys.exit(f"error: {name} is not finite at step {self.step}; {self.folder}/checkpoint.pt is from before")
+            save = part.get_state if isinstance(part, torch.Generator) else part.state_dict
+            state[name] = save()
+            for value in tree_leaves(state[name]):
+                number = isinstance(value, torch.Tensor | float)
+                if number and not torch.as_tensor(value).isfinite().all():
+                    self.fail(f"{name} is not finite")
         os.fsync(self.metrics.fileno())
         state["metrics_bytes"] = os.path.getsize(self.metrics.name)
         buffer = io.BytesIO()
@@ -748,22 +772,19 @@ def load_agents(args, state, make_envs=make_envs, make_agent=Agent):
 
 
 def describe(args):
-    """What args.json says: all that it takes to make the run again. `sessions` has an entry for each start."""
-
-    def shell(command):
-        folder = Path(__file__).resolve().parent
-        return subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True).stdout.strip()
-
-    gpu = torch.cuda.get_device_name() if args.cuda and torch.cuda.is_available() else None
-    cpu = shell("lscpu | sed -n 's/^Model name: *//p'") or shell("sysctl -n machdep.cpu.brand_string")
-    about = {
-        "command": sys.argv,
-        "commit": shell("git describe --always --dirty --abbrev=40 --exclude '*'"),
-        "hardware": {"gpu": gpu, "cpu": cpu, "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
-        "python": platform.python_version(),
-        "packages": {package.name: package.version for package in distributions()},
-    }
-    return {**about, "args": json.loads(json.dumps(asdict(args))), "sessions": [{**about, "changed": {}}]}
+    """What args.json says: all that it takes to make the run again, with a session for each start."""
+    folder = Path(__file__).resolve().parent
+    git = f"git -C '{folder}' describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null"
+    cpu = "{ lscpu | sed -n 's/^Model name: *//p' | grep . || sysctl -n machdep.cpu.brand_string; } 2>/dev/null"
+    hardware = {"gpu": None, "cpu": subprocess.getoutput(cpu), "cores": os.cpu_count()}
+    hardware["torch_threads"] = torch.get_num_threads()
+    if args.cuda and torch.cuda.is_available():
+        hardware["gpu"] = torch.cuda.get_device_name()
+    about = {"command": sys.argv, "commit": subprocess.getoutput(git), "hardware": hardware}
+    about["python"] = platform.python_version()
+    about["packages"] = {package.name: package.version for package in distributions()}
+    session = {**about, "changed": {}}  # changed: the arguments that a resume changed
+    return {**about, "args": json.loads(json.dumps(asdict(args))), "sessions": [session]}
 
 
 def set_up_torch(args):
@@ -771,35 +792,36 @@ def set_up_torch(args):
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     if args.precision == "auto":
         args = replace(args, precision="tf32" if device.type == "cuda" else "fp32")
-    print(f"{args.precision} on {torch.cuda.get_device_name() if device.type == 'cuda' else 'the CPU'}", flush=True)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "the CPU"
+    print(f"{args.precision} on {name}", flush=True)
     torch.backends.cudnn.conv.fp32_precision = "tf32" if args.precision == "tf32" else "ieee"
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     torch.backends.cudnn.benchmark = not args.torch_deterministic
     torch.use_deterministic_algorithms(args.torch_deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory that was not written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads it
     return args, device
 
 
-# Beginnings of the names of arguments that a resumed run may change: nothing that is learned depends on them.
+# Arguments that a resumed run may change begin with these: nothing that is learned depends on them.
 MAY_CHANGE = ("resume", "total_timesteps", "eval_", "final_eval_", "save_", "runs_dir", "cuda", "track", "wandb_")
-POSITIVE = ("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs", "eval_episodes")
-SMALLEST = dict.fromkeys((*POSITIVE, "final_eval_episodes"), 1) | {"num_levels": -1, "clip_coef": 1e-6}
+POSITIVE = ("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs")
+POSITIVE += ("eval_episodes", "final_eval_episodes")
+SMALLEST = {**dict.fromkeys(POSITIVE, 1), "num_levels": -1, "clip_coef": 1e-6}
 LARGEST = {"gamma": 1, "gae_lambda": 1, "num_levels": 2**31 - 1, "start_level": 2**31 - 1}
 
 
 def check(args):
-    """The arguments in one spelling, without -1; or the program ends with one line that says what makes no sense."""
+    """The arguments in one spelling. Ends the program with one line if one of them makes no sense."""
     for name, value in vars(args).items():
         low, high = SMALLEST.get(name, 0), LARGEST.get(name, sys.maxsize)
         if isinstance(value, int | float) and not low <= value <= high:
             fail(f"--{name.replace('_', '-')} {value}: from {low} to {high}")
     game, mode = args.env_id.lower().removesuffix("-v0"), args.distribution_mode
-    if game not in GAMES and game.endswith(("easy", "hard")):  # EnvPool's BigfishHard-v0 says its mode
+    if game not in GAMES and game.endswith(("easy", "hard")):  # EnvPool's BigfishHard-v0
         game, mode = game[:-4], game[-4:]
     if game not in GAMES:
         nearest = difflib.get_close_matches(game, GAMES, n=1, cutoff=0)[0]
         fail(f"--env-id {args.env_id}: no such game, {nearest} is nearest of {' '.join(GAMES)}")
-    num_levels = {"easy": 200, "hard": 500}[mode] if args.num_levels == -1 else args.num_levels
     batch_size = args.num_envs * args.num_steps
     if batch_size % args.num_minibatches or batch_size < 2 * args.num_minibatches:
         fail(f"--num-minibatches {args.num_minibatches}: does not cut {batch_size} steps into equal parts of 2 or more")
@@ -807,9 +829,9 @@ def check(args):
         fail(f"--exp-name {args.exp_name}: is part of a folder's name and cannot contain a slash")
     if args.cuda_required and not torch.cuda.is_available():
         fail("--cuda-required: torch finds no GPU here")
-    if args.track and find_spec("wandb") is None:
+    if args.track and importlib.util.find_spec("wandb") is None:
         fail("--track: pip install wandb")
-    return replace(args, env_id=game, distribution_mode=mode, num_levels=num_levels)
+    return replace(args, env_id=game, distribution_mode=mode)
 
 
 def fail(message):
@@ -830,7 +852,7 @@ def main(flags=None, make_envs=make_envs, make_agent=Agent):
 
 
 if __name__ == "__main__":
-    threading.excepthook = lambda _: None  # on a full disk TensorBoard's thread fails too; one line is enough
+    threading.excepthook = lambda _: None  # TensorBoard's thread fails on a full disk too
     try:
         main()
     except OSError as error:

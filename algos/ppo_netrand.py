@@ -1,31 +1,30 @@
 # /// script
-# requires-python = ">=3.11"
+# requires-python = ">=3.11,<3.13"
 # dependencies = [
-#     "envpool==1.2.5", "numpy==2.4.6", "PyQt5-Qt5==5.15.19", "tensorboard==2.21.0", "torch==2.14.0", "tqdm==4.70.1",
-#     "tyro==1.0.17",
+#     "envpool==1.2.5", "numpy==2.4.6", 'PyQt5-Qt5==5.15.19; platform_machine != "aarch64"',
+#     "tensorboard==2.21.0", "torch==2.14.0", "tqdm==4.70.1", "tyro==1.0.17",
 # ]
 # ///
-"""Network randomization on Procgen: PPO that sees through a convolution drawn anew every iteration.
-A feature-matching loss ties what it sees then to what it sees without: what survives any colours and textures remains.
+"""Network randomization on Procgen: PPO sees the game through a random convolution, a new one in each iteration. A
+feature-matching loss ties what it sees then to the clean view, so it learns features that no colour or texture changes.
 
 Paper: Lee et al. 2020, Network Randomization: A Simple Technique for Generalization in Deep Reinforcement Learning.
 Checked against github.com/pokaxpoka/netrand (8388251), losses and gradients; its Procgen settings: kaixin96/mixreg.
-Deviations: Procgen, whose CoinRun has a plain and a full look (--plain-look), where the authors split old CoinRun's
-themes; their --no-norm-reward --anneal-lr --anneal-clip --num-envs 32 are off, as in ports to Procgen; initialisation,
-pooling and Adam's epsilon are PyTorch's; the velocity box is spared whole, 13 x 26 pixels, not 12 x 24.
+Deviations: Procgen's CoinRun in a plain and a full look (--plain-look), where the authors split old CoinRun's themes;
+their --no-norm-reward --anneal-lr --anneal-clip --num-envs 32 are off, as in ports to Procgen; initialisation, pooling
+and the place of Adam's epsilon are PyTorch's; the convolution spares the whole velocity box, 13 x 26 pixels, theirs
+12 x 24; environments start afresh every --exact-every steps.
 
-    python algos/ppo_netrand.py --env-id coinrun                            # the paper's CoinRun: hard, 500 levels
-    python algos/ppo_netrand.py --env-id coinrun --plain-look               # trained on one look, judged on all
-    python algos/ppo_netrand.py --env-id coinrun --no-netrand               # its baseline, plain PPO
-    python algos/ppo_netrand.py --resume runs/<folder>                      # go on where a run stopped
-    python algos/ppo_netrand.py --evaluate runs/<folder> --mc-samples 20    # clean and Monte Carlo policy
+    python algos/ppo_netrand.py --env-id coinrun                 # the paper's CoinRun: hard, 500 levels
+    python algos/ppo_netrand.py --env-id coinrun --plain-look    # trained on one look, evaluated on all
+    python algos/ppo_netrand.py --env-id coinrun --no-netrand    # its baseline, plain PPO
+    python algos/ppo_netrand.py --resume runs/<folder>           # continue a run
 """
 
 # ---- 1. Imports ----
 import ctypes
-import dataclasses
 import difflib
-import importlib.metadata
+import fcntl
 import importlib.util
 import io
 import json
@@ -37,26 +36,24 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
-from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Literal
 
-# Easy to miss: before torch is imported. glibc gives large blocks back to the kernel after each operation and faults
-# them in again, up to half of a run on a CPU; with these M_TRIM_THRESHOLD (-1) and M_MMAP_THRESHOLD (-3) it keeps them.
-if sys.platform == "linux":
-    libc = ctypes.CDLL(None)
-    if libc.mallopt(-3, 2**30):  # an old glibc refuses it, and then the other one alone would do harm
-        libc.mallopt(-1, 2**31 - 1)
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat a result bit for bit
+# Before torch is imported. glibc returns freed memory to the kernel; getting it back takes up to half the time.
+# M_MMAP_THRESHOLD (-3) and M_TRIM_THRESHOLD (-1) make it keep the memory; an old glibc refuses the first.
+if sys.platform == "linux" and ctypes.CDLL(None).mallopt(-3, 2**30):
+    ctypes.CDLL(None).mallopt(-1, 2**31 - 1)
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
 
 import numpy as np
 import torch
 import torch.nn as nn
 import tyro
+from torch.utils._pytree import tree_leaves
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -64,115 +61,94 @@ from tqdm import tqdm
 # ---- 2. Arguments ----
 @dataclass
 class Args:
-    exp_name: str = Path(__file__).stem  # second part of the run folder's name
-    seed: int = 1  # one seed, one run (same machine, packages and number of threads)
-    torch_deterministic: bool = True  # only kernels that repeat bit for bit
+    # The method. clean_prob: the authors' code (config.py:125). mc_samples: 10 is our choice.
+    env_id: str = "coinrun"  # the game; unknown names print the valid ones
+    netrand: bool = True  # the method; off: PPO
+    fm_coef: float = 0.002  # beta, weight of the feature-matching loss
+    clean_prob: float = 0.1  # alpha, share of the iterations without a random kernel
+    clean_mode: Literal["skip", "identity"] = "skip"  # clean iterations match a random kernel, or the identity
+    keep_vel_info: bool = True  # the random convolution leaves a painted velocity box as it is
+    mc_samples: int = 10  # M, random kernels that the last evaluation averages over too (0: none)
+    total_timesteps: int = 25_000_000  # steps, rounded up to whole rollouts
+    distribution_mode: Literal["easy", "hard"] = "hard"  # difficulty of the levels
+    num_levels: int = -1  # training levels (-1: 500 in hard mode, 200 in easy; 0: all there are)
+    start_level: int = 0  # first training level
+    plain_look: bool = False  # train on one theme without backgrounds, evaluate on all too (hard CoinRun)
+    paint_vel_info: bool = False  # paint the velocity box that old CoinRun had (--plain-look does so too)
+
+    # PPO. Reference code: config.py:56-61, train_random.py:43-49, random_ppo2.py:79-82, 149-153 and 287.
+    # Deviation: 64 environments and 25M steps, usual on Procgen; theirs are 32 and 256M per worker (config.py:41).
+    num_envs: int = 64  # N, parallel environments
+    num_steps: int = 256  # T, steps per rollout
+    num_minibatches: int = 8  # minibatches per epoch
+    update_epochs: int = 3  # epochs per rollout
+    learning_rate: float = 5e-4  # Adam
+    anneal_lr: bool = False  # learning rate falls linearly to 0
+    norm_reward: bool = True  # divide rewards by the running deviation of the discounted return
+    gamma: float = 0.999  # discount
+    gae_lambda: float = 0.95  # GAE's lambda
+    norm_adv: bool = True  # normalise advantages over each minibatch
+    clip_coef: float = 0.2  # epsilon of the policy loss and of the value loss
+    anneal_clip: bool = False  # epsilon falls linearly to 0
+    clip_vloss: bool = True  # clip the value loss too
+    ent_coef: float = 0.01  # c2, entropy bonus
+    vf_coef: float = 0.5  # c1, value loss (which contains another 0.5)
+    max_grad_norm: float = 0.5  # clip the gradient to this norm
+
+    # Evaluation on unseen and on training levels.
+    eval_every: int = 163_840  # steps between evaluations (0: never)
+    eval_episodes: int = 128  # episodes per evaluation and set of levels
+    final_eval_episodes: int = 128  # the same for the last evaluation
+    eval_seed: int = 42  # draws the evaluated levels
+
+    # The run.
+    seed: int = 1  # same seed, machine, packages and number of threads: same weights, bit for bit
+    exp_name: str = Path(__file__).stem  # part of the run folder's name
+    runs_dir: str = "runs"  # where run folders are made
+    resume: str | None = None  # run folder to continue
+    exact_every: int = 2_000_000  # steps between bit-for-bit checkpoints and fresh environments (0: never)
+    save_minutes: float = 5.0  # minutes between the checkpoints in between (0: none)
     cuda: bool = True  # use a GPU if there is one
     cuda_required: bool = False  # refuse to run without a GPU
     cuda_graphs: bool = True  # on a GPU: record acting and learning once and replay them
     precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"  # of the encoder (auto: tf32 on a GPU, else fp32)
+    torch_deterministic: bool = True  # only kernels that repeat bit for bit
     track: bool = False  # log to Weights & Biases too
     wandb_project_name: str = "holdout"  # project for --track
     wandb_entity: str | None = None  # team for --track
-    runs_dir: str = "runs"  # where run folders are made
-    save_minutes: float = 5.0  # minutes between safety checkpoints (0: never)
-    exact_every: int = 2_000_000  # steps between bit-for-bit checkpoints, where environments start afresh (0: never)
-    resume: str | None = None  # run folder or checkpoint to go on from
-    evaluate: str | None = None  # run folder or checkpoint to evaluate, without training
-    eval_every: int = 163_840  # steps between evaluations (0: never)
-    eval_episodes: int = 128  # episodes an evaluation, agent and set of levels
-    final_eval_episodes: int = 128  # episodes of the last evaluation
-    eval_seed: int = 42  # draws the evaluated levels, the same ones each time
-
-    env_id: str = "coinrun"  # the game (or its EnvPool id) or task; a wrong one is told the right ones
-    distribution_mode: Literal["easy", "hard"] = "hard"  # difficulty of the levels (an EnvPool id has its own)
-    num_levels: int = -1  # training levels (-1: 500 in hard mode, 200 in easy; 0: all there are)
-    start_level: int = 0  # first training level
-    plain_look: bool = False  # train on one theme without backgrounds, evaluate on the full look too (hard CoinRun)
-    paint_vel_info: bool = False  # paint the velocity box that old CoinRun had (--plain-look does too)
-    total_timesteps: int = 25_000_000  # steps an agent (PPO: rounded up to whole rollouts; DMC, 0: the paper's)
-    # Paper: the method. What it leaves open is the authors' code's; mc_samples is in neither, 10 is ours.
-    netrand: bool = True  # the method; off: PPO
-    clean_prob: float = 0.1  # alpha, share of the iterations without a random kernel. Reference code: config.py:125
-    clean_mode: Literal["skip", "identity"] = "skip"  # a clean iteration: no kernel but still one to match, or identity
-    fm_coef: float = 0.002  # beta, weight of the feature-matching loss
-    keep_vel_info: bool = True  # the random convolution leaves a painted velocity box as it is
-    mc_samples: int = 10  # M, random kernels that the last evaluation averages over as well (0: clean policy alone)
-    # Reference code: PPO's settings, config.py:56-61, train_random.py:43-49 and random_ppo2.py:79-82, 149-153 and 287.
-    # Deviation: 64 environments and 25M steps, usual on Procgen; theirs are 32 and 256M a worker (config.py:41).
-    num_envs: int = 64  # N, parallel environments an agent
-    num_steps: int = 256  # T, steps of a rollout
-    num_minibatches: int = 8  # minibatches an epoch
-    update_epochs: int = 3  # epochs a rollout
-    learning_rate: float = 5e-4  # Adam
-    anneal_lr: bool = False  # learning rate falls linearly to 0
-    norm_reward: bool = True  # divide rewards by their return's running deviation
-    gamma: float = 0.999  # discount
-    gae_lambda: float = 0.95  # GAE's lambda
-    norm_adv: bool = True  # normalise advantages over each minibatch
-    clip_coef: float = 0.2  # epsilon of the policy and of the value loss
-    anneal_clip: bool = False  # epsilon falls linearly to 0 too
-    clip_vloss: bool = True  # clip the value loss too
-    ent_coef: float = 0.01  # c2, entropy bonus
-    vf_coef: float = 0.5  # c1, value loss (which holds another 0.5)
-    max_grad_norm: float = 0.5  # greatest global norm of an agent's gradient
 
 
 # ---- 3. Environments ----
-# (least, greatest) return in easy and in hard mode, for normalised returns. Reference code: train-procgen constants.py.
-PROCGEN_RETURNS = {
-    "bigfish": ((1, 40), (0, 40)),
-    "bossfight": ((0.5, 13), (0.5, 13)),
-    "caveflyer": ((3.5, 12), (2, 13.4)),
-    "chaser": ((0.5, 13), (0.5, 14.2)),
-    "climber": ((2, 12.6), (1, 12.6)),
-    "coinrun": ((5, 10), (5, 10)),
-    "dodgeball": ((1.5, 19), (1.5, 19)),
-    "fruitbot": ((-1.5, 32.4), (-0.5, 27.2)),
-    "heist": ((3.5, 10), (2, 10)),
-    "jumper": ((1, 10), (1, 10)),
-    "leaper": ((1.5, 10), (1.5, 10)),
-    "maze": ((5, 10), (4, 10)),
-    "miner": ((1.5, 13), (1.5, 20)),
-    "ninja": ((3.5, 10), (2, 10)),
-    "plunder": ((4.5, 30), (3, 30)),
-    "starpilot": ((2.5, 64), (1.5, 35)),
-}
+GAMES = ("bigfish", "bossfight", "caveflyer", "chaser", "climber", "coinrun", "dodgeball", "fruitbot", "heist")
+GAMES += ("jumper", "leaper", "maze", "miner", "ninja", "plunder", "starpilot")
 
 
-def make_envs(args, split, restart=0):
-    """Vector environment of `split`, whose levels are drawn by (args.seed, split, restart).
+def make_envs(args, split, start=0):
+    """N environments of `split`, seeded by (args.seed, split, start).
 
-    "train": the args.num_levels training levels. "test": all levels there are. Both look as args.plain_look says.
-    "full_look": the training levels, in the order of "train", in the full look: the style alone is new.
+    "train": the args.num_levels training levels. "test": all levels there are. See args.plain_look.
+    "full_look": the training levels, in the order of "train", in the full look: only the look is new.
     reset() -> obs uint8 [N, 3, 64, 64], info.
-    step(actions int64 [N]) -> obs, reward float32 [N], terminated bool [N], truncated bool [N], info.
-    An episode's end is followed by the next one in the same step: obs is then the new episode's first observation.
+    step(actions int64 [N]) -> obs, reward float32, terminated bool, truncated bool, all [N], info.
+    The step that ends an episode returns the next episode's first observation, in a new array.
+    info["episodes"]: (environment, return, length) of the episodes that ended with the step.
     """
-    envpool = import_envpool()
-    game, mode = game_and_mode(args)
-    num_levels = {"easy": 200, "hard": 500}[mode] if args.num_levels == -1 else args.num_levels
+    num_levels = {"easy": 200, "hard": 500}[args.distribution_mode] if args.num_levels == -1 else args.num_levels
     levels = (0, 0) if split == "test" else (num_levels, args.start_level)
+    entropy = (args.seed, int(split == "test"), start)
+    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
+    about = {"num_envs": args.num_envs, "num_levels": levels[0], "start_level": levels[1]}
     plain = args.plain_look and split != "full_look"
-    entropy = (args.seed, int(split == "test"), restart)
-    envs = envpool.make_gymnasium(
-        f"{game.capitalize()}{mode.capitalize()}-v0",
-        num_envs=args.num_envs,
-        seed=int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1),
-        num_levels=levels[0],
-        start_level=levels[1],
-        restrict_themes=plain,  # of sprites and ground
-        use_backgrounds=not plain,
-        paint_vel_info=args.paint_vel_info or args.plain_look,
-    )
-    return SameStepReset(envs)
+    about.update(restrict_themes=plain, use_backgrounds=not plain)  # themes: of sprites and ground
+    about.update(paint_vel_info=args.paint_vel_info or args.plain_look)
+    name = f"{args.env_id.capitalize()}{args.distribution_mode.capitalize()}-v0"
+    return SameStepReset(import_envpool().make_gymnasium(name, seed=seed, **about))
 
 
 class SameStepReset:
-    """EnvPool environments in which the step that ends an episode begins the next one.
+    """Resets an EnvPool environment in the step that ends its episode, and counts returns.
 
-    Easy to miss: left alone, EnvPool ignores the action after an episode's end and returns a transition without a
-    meaning, which PPO would learn from. Resetting the ended environments at once leaves the stream of real ones as is.
+    Careful: without it, EnvPool ignores the action after an episode's end and returns a meaningless transition.
     """
 
     def __init__(self, envs):
@@ -181,35 +157,43 @@ class SameStepReset:
     def __getattr__(self, name):
         return getattr(self.envs, name)
 
+    def reset(self):
+        obs, info = self.envs.reset()
+        self.returns, self.lengths = np.zeros(len(obs)), np.zeros(len(obs), dtype=int)
+        return obs, info
+
     def step(self, actions):
         obs, reward, terminated, truncated, info = self.envs.step(actions)
+        self.returns, self.lengths = self.returns + reward, self.lengths + 1
         ended = np.flatnonzero(terminated | truncated).astype(np.int32)
+        info["episodes"] = [(int(n), float(self.returns[n]), int(self.lengths[n])) for n in ended]
         if len(ended):
             obs[ended] = self.envs.reset(ended)[0]
+            self.returns[ended], self.lengths[ended] = 0, 0
         return obs, reward, terminated, truncated, info
 
 
-def game_and_mode(args):
-    """("bigfish", "hard") from a game's name and args.distribution_mode, or from EnvPool's BigfishHard-v0."""
-    name = args.env_id.lower().removesuffix("-v0")
-    for mode in ("easy", "hard"):
-        if name.endswith(mode) and name.removesuffix(mode) in PROCGEN_RETURNS:
-            return name.removesuffix(mode), mode
-    if name not in PROCGEN_RETURNS:
-        nearest = difflib.get_close_matches(name, PROCGEN_RETURNS, n=1, cutoff=0)[0]
-        fail(f"--env-id {args.env_id}: no such game, {nearest} is nearest of {' '.join(PROCGEN_RETURNS)}")
-    return name, args.distribution_mode
-
-
 def import_envpool():
-    """EnvPool, after the two Qt libraries that its Procgen draws with: the PyQt5-Qt5 package's, else the system's."""
+    """EnvPool, after the Qt libraries that its Procgen draws with: the PyQt5-Qt5 package's or the system's.
+
+    On macOS it asks for Homebrew's files, or for those in DYLD_FRAMEWORK_PATH, set before Python starts.
+    """
     package = importlib.util.find_spec("PyQt5")
-    folder = Path(package.submodule_search_locations[0]) / "Qt5" / "lib" if package else None
+    folder = Path(package.submodule_search_locations[0]) / "Qt5" / "lib" if package else Path("PyQt5-Qt5")
+    libraries = ["libQt5Core.so.5", "libQt5Gui.so.5"]
+    cure = "pip install PyQt5-Qt5 (on aarch64: apt-get install libqt5gui5)"
+    if sys.platform == "darwin":
+        brew = "/opt/homebrew/opt/qt@5/lib"
+        libraries = [f"{brew}/{name}.framework/Versions/5/{name}" for name in ("QtCore", "QtGui")]
+        if folder.exists():
+            cure = f"export DYLD_FRAMEWORK_PATH={folder} (or: brew install qt@5)"
+    elif (folder / libraries[0]).exists():
+        libraries = [str(folder / name) for name in libraries]
+        cure = "apt-get install libgl1 libglib2.0-0"
     try:
-        for library in ("libQt5Core.so.5", "libQt5Gui.so.5"):
-            ctypes.CDLL(str(folder / library) if folder else library, mode=ctypes.RTLD_GLOBAL)
+        for library in libraries:
+            ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
-        cure = "apt-get install libgl1 libglib2.0-0" if folder else "pip install PyQt5-Qt5"
         fail(f"Procgen needs a library that is missing ({error}); try: {cure}")
     import envpool
 
@@ -231,7 +215,7 @@ class Agent(nn.Module):
         self.keep_box = args.keep_vel_info and (args.paint_vel_info or args.plain_look)
         self.to(memory_format=torch.channels_last)  # the faster layout of convolutions on a CPU
 
-    def features(self, obs, kernel=None):  # uint8 [B, 3, 64, 64], [3, 3, 3, 3] or None: as it is
+    def features(self, obs, kernel=None):  # uint8 [B, 3, 64, 64]; [3, 3, 3, 3], or None: the clean view
         pixels = obs.to(torch.float32, memory_format=torch.channels_last) / 255
         if kernel is not None:
             pixels = randomise(pixels, kernel, self.keep_box)
@@ -277,31 +261,32 @@ def orthogonal(layer, gain):
 
 @torch.no_grad()
 def act(agent, obs, noise):
-    """Samples from the policy. obs [B, ...], noise ~ Exp(1) [B, A] -> actions, their log_probs, values, [B] each.
+    """Samples from the policy. [N, ...], Exp(1) noise [N, actions] -> dict of [N].
 
-    argmax_a p(a)/noise(a) is a draw from p: the noise comes in from outside, so a captured call would stay random.
+    argmax_a p(a) / noise(a) is a sample of p. The noise is an input, so that a CUDA graph stays random.
     """
     logits, values = agent(obs)
-    log_probs = logits.log_softmax(-1)  # [B, A]
+    log_probs = logits.log_softmax(-1)  # [N, actions]
     actions = (log_probs - noise.log()).argmax(-1)
-    return actions, log_probs.gather(1, actions[:, None]).squeeze(1), values
+    chosen = log_probs.gather(-1, actions[..., None]).squeeze(-1)
+    return {"actions": actions, "log_probs": chosen, "values": values}
 
 
 # ---- 5. The method ----
 def random_kernel(generator):
     """A random convolution [3, 3, 3, 3] of standard deviation sqrt(2 / (27 + 27)), without a bias.
 
-    Paper: Glorot normal. Reference code: policies.py:286, TensorFlow's, which is cut at two deviations and widened so
-    that what is left has the deviation asked for.
+    Paper: Glorot normal. Reference code: policies.py:286, TensorFlow's. It draws again what is beyond
+    two deviations, of a normal that is wider, so that the deviation of what is left is as above.
     """
     std = (2 / (27 + 27)) ** 0.5 / 0.87962566103423978
     return nn.init.trunc_normal_(torch.empty(3, 3, 3, 3), std=std, a=-2 * std, b=2 * std, generator=generator)
 
 
 def randomise(obs, kernel, keep_box=False):
-    """The observations through the random convolution. [B, 3, H, W] in 0..1, [3, 3, 3, 3] -> [B, 3, H, W], unbounded.
+    """Observations in 0..1 through the random convolution. [B, 3, H, W], [3, 3, 3, 3] -> [B, 3, H, W].
 
-    keep_box: the velocity box, 13 x 26 pixels at the top left, is hidden from the convolution and stays as it is.
+    keep_box: the velocity box, 13 x 26 pixels at the top left, is black to it and stays as it is.
     """
     if not keep_box:
         return nn.functional.conv2d(obs, kernel, padding=1)
@@ -313,11 +298,12 @@ def randomise(obs, kernel, keep_box=False):
 
 
 def feature_matching_loss(h_random, h_clean):
-    """Mean squared distance of the randomised features to the clean ones. [B, D], [B, D] -> []. Paper: L_FM.
+    """Mean squared distance of the randomised features to the clean ones. [B, D] x 2 -> []. Paper: L_FM.
 
-    Deviation: the mean over the features too, as in random_ppo2.py:107; the paper's squared norm is D times larger.
+    Careful: no gradient reaches the clean features. Deviation: the mean over the features too, as in
+    random_ppo2.py:107; the paper's squared norm is D times larger.
     """
-    return (h_random - h_clean.detach()).square().mean()  # Easy to miss: no gradient reaches the clean branch.
+    return (h_random - h_clean.detach()).square().mean()
 
 
 @torch.no_grad()
@@ -329,12 +315,12 @@ def monte_carlo_policy(agent, obs, kernels):
 def netrand_loss(agent, kernel, clean, clip_coef, batch, args):
     """PPO's loss on what the policy acted on, plus the feature matching. -> loss [], dict of parts [].
 
-    clean: the policy of this iteration sees no kernel; its features are matched all the same (random_ppo2.py:125).
+    clean: this iteration's policy sees no kernel. Its features are matched all the same (random_ppo2.py:125).
     """
     hidden = agent.features(batch["obs"], None if clean else kernel)  # [B, 256]
     logits, values = agent.heads(hidden)  # [B, A], [B]
     log_probs_all = logits.log_softmax(-1)
-    # Easy to miss: not gather, whose repeatable gradient copies from the CPU in older torch and breaks a capture.
+    # Not gather: in older torch its deterministic gradient breaks a CUDA graph.
     log_probs = -nn.functional.nll_loss(log_probs_all, batch["actions"], reduction="none")
     policy_loss = clipped_policy_loss(log_probs, batch["log_probs"], batch["advantages"], clip_coef)
     value_clip = clip_coef if args.clip_vloss else float("inf")
@@ -343,7 +329,7 @@ def netrand_loss(agent, kernel, clean, clip_coef, batch, args):
     loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy
     parts = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
     if args.netrand and args.fm_coef > 0:
-        with torch.set_grad_enabled(clean):  # the clean branch of the matching needs no gradient
+        with torch.set_grad_enabled(clean):  # the clean side of the matching needs no gradient
             other = agent.features(batch["obs"], kernel if clean else None)
         h_random, h_clean = (other, hidden) if clean else (hidden, other)
         parts["feature_matching_loss"] = feature_matching_loss(h_random, h_clean)
@@ -356,633 +342,566 @@ def netrand_loss(agent, kernel, clean, clip_coef, batch, args):
 
 # ---- 6. Losses, targets, replay ----
 def clipped_policy_loss(log_probs, old_log_probs, advantages, clip_coef):
-    """Negative clipped surrogate. [B], [B], [B], float -> []. Paper: PPO, arXiv:1707.06347, eq. 7."""
+    """Negative clipped surrogate. [B] x 3, float -> []. Paper: PPO, arXiv:1707.06347, eq. 7."""
     ratio = (log_probs - old_log_probs).exp()
     return -torch.min(ratio * advantages, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantages).mean()
 
 
 def clipped_value_loss(values, old_values, returns, clip_coef):
-    """Half the squared error of the value, or of the one clipped around old_values if worse. [B] x 3, float -> []."""
+    """Half the squared error of the value, or of the clipped one if that is worse. [B] x 3, float -> []."""
     clipped = old_values + (values - old_values).clamp(-clip_coef, clip_coef)
     return 0.5 * torch.max((values - returns).square(), (clipped - returns).square()).mean()
 
 
 def compute_gae(rewards, values, dones, last_values, gamma, gae_lambda):
-    """GAE's advantages, and returns, [T, N] each; dones[t]: the episode ended with step t. Paper: arXiv:1506.02438."""
+    """GAE's advantages, and returns. [..., T, N] x 3, [..., N] -> [..., T, N] x 2.
+
+    dones[..., t, :]: an episode ended with step t. Paper: arXiv:1506.02438.
+    """
     advantages, running = torch.zeros_like(rewards), torch.zeros_like(last_values)
-    for t in reversed(range(len(rewards))):
-        next_values = last_values if t == len(rewards) - 1 else values[t + 1]
-        delta = rewards[t] + gamma * next_values * (1 - dones[t]) - values[t]
-        advantages[t] = running = delta + gamma * gae_lambda * (1 - dones[t]) * running
+    next_values = last_values
+    for t in reversed(range(rewards.shape[-2])):
+        going_on = 1 - dones[..., t, :]
+        delta = rewards[..., t, :] + gamma * next_values * going_on - values[..., t, :]
+        running = delta + gamma * gae_lambda * going_on * running
+        advantages[..., t, :] = running
+        next_values = values[..., t, :]
     return advantages, advantages + values
 
 
 class RewardNormaliser:
-    """Divides rewards by the running standard deviation of the discounted return, then clips them to +-10.
+    """Divides rewards by the running deviation of the agent's discounted return; clips them to +-10.
 
-    Reference code: gym 0.23.1's NormalizeReward; the clip is baselines' VecNormalize's and MDPO's (main.py:48).
+    Reference code: gym 0.23.1's NormalizeReward; the clip is baselines' and MDPO's (main.py:48).
     """
 
-    def __init__(self, num_envs, gamma):
-        self.returns, self.gamma = np.zeros(num_envs), gamma
-        self.mean, self.var, self.count = 0.0, 1.0, 1e-4
+    def __init__(self, num_agents, num_envs, gamma):
+        self.returns, self.gamma = np.zeros((num_agents, num_envs)), gamma
+        self.mean, self.var, self.count = np.zeros(num_agents), np.ones(num_agents), 1e-4
 
     def __call__(self, rewards, dones):
-        """Takes one step of all environments in. [N], bool [N] -> float64 [N]."""
+        """Takes one step of all environments in. [A, N], bool [A, N] -> float64 [A, N]."""
         self.returns = self.returns * self.gamma + rewards
-        batch_mean, batch_var, batch_count = self.returns.mean(), self.returns.var(), len(rewards)
-        delta, total = batch_mean - self.mean, self.count + batch_count
-        squares = self.var * self.count + batch_var * batch_count + delta**2 * self.count * batch_count / total
-        self.mean, self.var, self.count = self.mean + delta * batch_count / total, squares / total, total
+        mean, var, count = self.returns.mean(1), self.returns.var(1), rewards.shape[1]
+        delta, total = mean - self.mean, self.count + count
+        squares = self.var * self.count + var * count + delta**2 * self.count * count / total
+        self.mean, self.var, self.count = self.mean + delta * count / total, squares / total, total
         self.returns[dones] = 0.0
-        return np.clip(rewards / np.sqrt(self.var + 1e-8), -10, 10)
+        return np.clip(rewards / np.sqrt(self.var + 1e-8)[:, None], -10, 10)
 
     def state_dict(self):
-        """The statistics. The returns under way are left out: they end with the environments."""
-        return {"mean": float(self.mean), "var": float(self.var), "count": float(self.count)}
+        """The statistics. Unfinished returns are left out: they end with the environments."""
+        return {"mean": self.mean.tolist(), "var": self.var.tolist(), "count": float(self.count)}
 
     def load_state_dict(self, state):
-        self.mean, self.var, self.count = state["mean"], state["var"], state["count"]
+        self.mean, self.var, self.count = np.array(state["mean"]), np.array(state["var"]), state["count"]
 
 
 # ---- 7. Update ----
-CPU_BATCH = 256  # images a pass on a CPU; the gradients of a minibatch's passes add up to the minibatch's own
+CPU_BATCH = 256  # images per pass on a CPU; the passes' gradients add up to the minibatch's
 
 
 def update(agent, optimizer, kernel, clean, clip_coef, batch, args):
     """One gradient step on a minibatch: a dict of [B, ...] -> dict of detached [].
 
     kernel [3, 3, 3, 3] or None, clean: the iteration's, as in netrand_loss. clip_coef: float64 [], epsilon.
+    A backward pass per slice saves memory.
     """
     optimizer.zero_grad()
     advantages = batch["advantages"]
-    if args.norm_adv:  # Easy to miss: over the whole minibatch, before it is sliced.
-        batch = batch | {"advantages": (advantages - advantages.mean()) / (advantages.std() + 1e-8)}
+    if args.norm_adv:  # over the whole minibatch, before it is sliced
+        normalised = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        batch = {**batch, "advantages": normalised}
     size = CPU_BATCH if advantages.device.type == "cpu" else len(advantages)
     totals = {}
-    for values in zip(*(value.split(size) for value in batch.values()), strict=True):
-        loss, parts = netrand_loss(agent, kernel, clean, clip_coef, dict(zip(batch, values, strict=True)), args)
-        share = len(values[0]) / len(advantages)
+    for first in range(0, len(advantages), size):
+        part = {key: value[first : first + size] for key, value in batch.items()}
+        share = len(part["obs"]) / len(advantages)
+        loss, values = netrand_loss(agent, kernel, clean, clip_coef, part, args)
         (share * loss).backward()
-        totals = {key: totals.get(key, 0) + share * part.detach() for key, part in parts.items()}
+        for key, value in values.items():
+            totals[key] = totals.get(key, 0) + share * value.detach()
     totals["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
     optimizer.step()
     return totals
 
 
+def stacked(rows):
+    """A list of {name: tensor} -> {name: tensor [len(rows), ...]}."""
+    stacks = {}
+    for name in rows[0]:
+        stacks[name] = torch.stack([row[name] for row in rows])
+    return stacks
+
+
 class Captured:
-    """A function of tensors as one CUDA graph: recorded at its first call, replayed on later inputs of those shapes.
+    """A function of tensors -> {name: tensor}. If `on`: three plain calls, then one CUDA graph."""
 
-    It returns a tuple or a dict of tensors. `parts` have a state_dict, whose tensors it changes in place; what the
-    calls that warm up do to them is undone. Where it is not `on`, the function is called as it is.
-    """
-
-    def __init__(self, function, on, parts=()):
-        self.function, self.on, self.parts, self.graph = function, on, parts, None
+    def __init__(self, function, on):
+        self.function, self.on, self.calls, self.graph = function, on, 0, None
+        self.stream = torch.cuda.Stream() if on else None
 
     def __call__(self, *inputs):
         if not self.on:
             return self.function(*inputs)
+        self.calls += 1
+        if self.calls <= 3:  # torch wants a few calls on another stream before it records
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                outputs = self.function(*inputs)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return outputs
         if self.graph is None:
-            self.record(inputs)
+            self.inputs, self.graph = [value.clone() for value in inputs], torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.outputs = self.function(*self.inputs)
         for own, given in zip(self.inputs, inputs, strict=True):
             own.copy_(given)
         self.graph.replay()
-        copies = [value.clone() for _, value in leaves(self.outputs)]  # Easy to miss: each replay writes over them.
-        return dict(zip(self.outputs, copies, strict=True)) if isinstance(self.outputs, dict) else tuple(copies)
-
-    def record(self, inputs):
-        self.inputs = [value.clone() for value in inputs]
-        before = {name: value.clone() for name, value in self.tensors()}
-        rng_state, stream = torch.cuda.get_rng_state(), torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Adam's, that it was made for a capture and runs without one
-            for _ in range(3):
-                self.function(*self.inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        for name, value in self.tensors():
-            value.copy_(before[name]) if name in before else value.zero_()  # Adam's state is made as zeros
-        torch.cuda.set_rng_state(rng_state)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.outputs = self.function(*self.inputs)
-
-    def tensors(self):
-        """(name, tensor) of all that the parts hold."""
-        states = leaves([part.state_dict() for part in self.parts])
-        return [(name, value) for name, value in states if isinstance(value, torch.Tensor)]
+        return {name: value.clone() for name, value in self.outputs.items()}  # a replay overwrites the outputs
 
 
-# ---- 8. Training ----
-# Modified from mdpo.py: the episodes that end in clean iterations are kept apart from the others.
-class Player:
-    """What an agent has to itself: environments, the rollout they fill, a random stream, and the finished episodes."""
-
-    def __init__(self, envs, make_agent, args, noise_seed, device):
-        self.agent = make_agent(envs, args).to(device)
-        self.noise_rng = torch.Generator().manual_seed(noise_seed)
-        self.normaliser = RewardNormaliser(args.num_envs, args.gamma)
-        self.finished = [deque(maxlen=100), deque(maxlen=100)]  # (return, length) of the last ones; [1]: clean
-        shape, obs_shape = (args.num_steps, args.num_envs), envs.single_observation_space.shape
-        keys = ("log_probs", "values", "rewards", "dones", "advantages", "returns")
-        self.rollout = {key: torch.zeros(shape, device=device) for key in keys}
-        self.rollout["actions"] = torch.zeros(shape, dtype=torch.int64, device=device)
-        self.rollout["obs"] = torch.zeros(*shape, *obs_shape, dtype=torch.uint8, device=device)
-        self.obs = torch.zeros(args.num_envs, *obs_shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        self.begin(envs)
-
-    def begin(self, envs):
-        """First episodes in fresh environments; what was under way in the old ones is dropped and not counted."""
-        self.envs = envs
-        self.obs.copy_(torch.as_tensor(envs.reset()[0]))
-        self.normaliser.returns = np.zeros(envs.num_envs)
-        self.episode_return, self.episode_length = np.zeros(envs.num_envs), np.zeros(envs.num_envs)
-
-    def count(self, reward, done, clean):
-        """Adds a step to the episodes under way, and those that ended with it to the finished ones of their kind."""
-        self.episode_return += reward
-        self.episode_length += 1
-        ended = zip(self.episode_return[done].tolist(), self.episode_length[done].tolist(), strict=True)
-        self.finished[clean].extend(ended)
-        self.episode_return[done], self.episode_length[done] = 0.0, 0.0
-
-    def state_dict(self):
-        parts = {"agent": self.agent, "normaliser": self.normaliser, "noise_rng": self.noise_rng}
-        return capture(parts) | {"finished": [list(kind) for kind in self.finished]}
-
-    def load_state_dict(self, state):
-        restore({"agent": self.agent, "normaliser": self.normaliser, "noise_rng": self.noise_rng}, state)
-        for kind, episodes in zip(self.finished, state["finished"], strict=True):
-            kind.extend(episodes)
-
-
+# ---- 8. Training and evaluation ----
 def train(args, make_envs=make_envs, make_agent=Agent):
-    """Trains to args.total_timesteps and returns the agent. The factories are the seams for suites and networks."""
-    check(args)
-    args, device = set_up_torch(args)
-    state = load_checkpoint(args.resume) if args.resume else {"step": 0, "restarts": 0, "exact": True}
-    step, restarts = state["step"], state["restarts"] + (not state["exact"])
-    if state.get("done") and step >= args.total_timesteps:
-        fail(f"{args.resume} is at step {step} already: raise --total-timesteps, or --evaluate it")
-    init_seed, shuffle_seed, noise_seed, kernel_seed = np.random.SeedSequence(args.seed).generate_state(4).tolist()
-    torch.manual_seed(init_seed)
-    shuffle_rng, kernel_rng = (torch.Generator().manual_seed(seed) for seed in (shuffle_seed, kernel_seed))
-    player = Player(make_envs(args, "train", restarts), make_agent, args, noise_seed, device)
-    agent, rollout = player.agent, player.rollout
-    kernel = torch.zeros(3, 3, 3, 3, device=device) if args.netrand else None  # the iteration's
-    # Tensors, so that captured calls see them change; epsilon in double precision, which rounds like a constant.
+    """Trains and returns the agent. Pass your own factories to change the environments or the network."""
+    args, device = set_up_torch(check(args))
+    run = Run(args)
+    envs = make_envs(args, "train", run.step)
+    seeds = np.random.SeedSequence(args.seed).generate_state(4).tolist()
+    torch.manual_seed(seeds[0])
+    shuffle_rng, noise_rng, kernel_rng = [torch.Generator().manual_seed(seed) for seed in seeds[1:]]
+    agent = make_agent(envs, args).to(device)
+    # A CUDA graph sees tensors change. Epsilon is float64: it rounds as a Python number does.
     rate = torch.tensor(args.learning_rate, device=device)
     clip_coef = torch.tensor(args.clip_coef, device=device, dtype=torch.float64)
+    kernel = torch.zeros(3, 3, 3, 3, device=device) if args.netrand else None  # the iteration's
     optimizer = torch.optim.Adam(agent.parameters(), lr=rate, eps=1e-5, fused=True)
-    parts = {"optimizer": optimizer, "player": player, "shuffle_rng": shuffle_rng, "kernel_rng": kernel_rng}
-    parts["torch_rng"] = torch.default_generator
-    batch_size, updates = args.num_envs * args.num_steps, args.update_epochs * args.num_minibatches
-    # The bar's share for collecting: a forward pass a step, where learning takes three an epoch, or four with a match.
-    collecting = batch_size / (1 + args.update_epochs * (4 if args.netrand else 3))
-    if args.resume:
-        restore(parts, state)
-        print(f"step {step}: " + ("bit for bit" if state["exact"] else "continued, in fresh environments"))
-    elif device.type == "cpu" and args.total_timesteps > 2_000_000:
-        print("this length is meant for a GPU; on a CPU, try --total-timesteps 100000")
+    normaliser = RewardNormaliser(1, args.num_envs, args.gamma)
+    parts = {"agent": agent, "optimizer": optimizer, "normaliser": normaliser, "kernel_rng": kernel_rng}
+    parts.update(noise_rng=noise_rng, shuffle_rng=shuffle_rng, torch_rng=torch.default_generator)
+    run.restore(parts)
     graphs = args.cuda_graphs and device.type == "cuda"
     group = optimizer.param_groups[0]
-    group |= {"lr": rate.copy_(group["lr"]), "capturable": graphs}  # Easy to miss: a checkpoint's are another device's.
-    keys = ("obs", "actions", "log_probs", "values", "advantages", "returns")
-    batch = {key: rollout[key].flatten(0, 1) for key in keys}  # [T*N, ...], views
+    group["lr"] = rate.copy_(group["lr"])  # the checkpoint's may be on another device
+    group["capturable"] = graphs
+
+    # A rollout [T, N, ...], and the same memory as one batch [T N, ...].
+    shape, num_actions = (args.num_steps, args.num_envs), int(envs.single_action_space.n)
+    try:
+        rollout = {"obs": torch.zeros(*shape, *envs.single_observation_space.shape, dtype=torch.uint8, device=device)}
+    except RuntimeError as error:
+        fail(f"--num-envs x --num-steps: {str(error).splitlines()[0]}")
+    rollout["actions"] = torch.zeros(shape, dtype=torch.int64, device=device)
+    for key in ("log_probs", "values", "rewards", "dones", "advantages", "returns"):
+        rollout[key] = torch.zeros(shape, device=device)
+    batch = {key: value.flatten(0, 1) for key, value in rollout.items()}
+    batch_size = args.num_steps * args.num_envs
 
     def learn(clean, index):
         minibatch = {key: value[index] for key, value in batch.items()}
         return update(agent, optimizer, kernel, clean, clip_coef, minibatch, args)
 
-    # Of each a version for clean iterations and one for the others: a captured call has no branches.
-    seen = {clean: partial(agent, kernel=None if clean else kernel) for clean in (False, True)}
-    policies = {clean: Captured(partial(act, seen[clean]), graphs) for clean in seen}
-    learners = {clean: Captured(partial(learn, clean), graphs, [agent, optimizer]) for clean in seen}
-    iterations = -(-args.total_timesteps // batch_size)
-    run = Run(args, device, state, done=step, goal=iterations * batch_size)
+    # One of each for clean iterations and one for the others: a CUDA graph has no branches.
+    views = {True: agent, False: partial(agent, kernel=kernel)}
+    policies = {clean: Captured(partial(act, view), graphs) for clean, view in views.items()}
+    learners = {clean: Captured(partial(learn, clean), graphs) for clean in views}
+    next_obs, _ = envs.reset()
+    with run:
+        while True:
+            last = run.step >= args.total_timesteps
+            if run.evaluation_due():  # also after a resume, if it was interrupted
+                changes = {"eval_episodes": args.final_eval_episodes} if last else {"mc_samples": 0}
+                run.log(compare([agent], replace(args, **changes), make_envs, run.tick))
+                run.evaluated = run.step
+            if last:
+                break
 
-    def save(exact=False, done=False):
-        run.save({"step": step, "restarts": restarts, "exact": exact, "done": done} | capture(parts))
+            # Draw the kernel. Careful: one per iteration, or PPO's ratios would compare two inputs.
+            start = time.monotonic()
+            if args.netrand:
+                kernel.copy_(random_kernel(kernel_rng))
+            clean = args.netrand and torch.rand((), generator=kernel_rng).item() < args.clean_prob
+            if clean and args.clean_mode == "identity":
+                nn.init.dirac_(kernel)  # nothing is left to match
 
-    exact = state["exact"]
-    while step < args.total_timesteps:
-        # Draw the kernel. Easy to miss: one for the whole iteration, or the ratios would compare two different inputs.
-        start, clean = time.monotonic(), False
-        if args.netrand:
-            kernel.copy_(random_kernel(kernel_rng))
-            clean = torch.rand((), generator=kernel_rng).item() < args.clean_prob
-        if clean and args.clean_mode == "identity":
-            nn.init.dirac_(kernel)  # which leaves nothing to match
+            # Collect T steps from each environment.
+            finished = []  # (environment, return, length) of episodes that end now
+            for t in range(args.num_steps):
+                obs = torch.as_tensor(next_obs).to(device)
+                noise = torch.empty(args.num_envs, num_actions).exponential_(generator=noise_rng)
+                row = policies[clean](obs, noise.to(device))
+                actions = row["actions"].cpu().numpy()
+                next_obs, reward, terminated, truncated, info = envs.step(actions)
+                # Reference code: a time limit ends an episode like a failure does.
+                done = terminated | truncated
+                if args.norm_reward:
+                    reward = normaliser(reward[None], done[None])[0]
+                row["obs"], row["dones"], row["rewards"] = obs, done, reward
+                for key, value in row.items():
+                    rollout[key][t] = torch.as_tensor(value)
+                finished.extend(info["episodes"])
+                run.tick(args.num_envs / 2)
 
-        # Collect T steps from each environment.
-        for t in range(args.num_steps):
-            obs = rollout["obs"][t].copy_(player.obs, non_blocking=True)
-            noise = torch.empty(args.num_envs, int(player.envs.single_action_space.n))
-            noise = noise.exponential_(generator=player.noise_rng).to(device)
-            actions, log_probs, values = policies[clean](obs, noise)
-            next_obs, reward, terminated, truncated, _ = player.envs.step(actions.cpu().numpy())
-            done = terminated | truncated  # Reference code: a time limit ends an episode like a failure does.
-            row = {"actions": actions, "log_probs": log_probs, "values": values, "dones": done}
-            row["rewards"] = player.normaliser(reward, done) if args.norm_reward else reward
-            for key, value in row.items():
-                rollout[key][t] = torch.as_tensor(value)
-            player.obs.copy_(torch.as_tensor(next_obs))
-            player.count(reward, done, clean)
-            run.tick(save, collecting / args.num_steps)
-        step += batch_size
+            # Learn from them.
+            with torch.no_grad():
+                _, last_values = views[clean](torch.as_tensor(next_obs).to(device))
+            rewards, values, dones = rollout["rewards"], rollout["values"], rollout["dones"]
+            advantages, returns = compute_gae(rewards, values, dones, last_values, args.gamma, args.gae_lambda)
+            rollout["advantages"].copy_(advantages)
+            rollout["returns"].copy_(returns)
+            left = 1 - run.step / args.total_timesteps
+            if args.anneal_lr:
+                rate.fill_(args.learning_rate * left)
+            if args.anneal_clip:
+                clip_coef.fill_(args.clip_coef * left)
+            losses = []
+            for _ in range(args.update_epochs):
+                order = torch.randperm(batch_size, generator=shuffle_rng).to(device)
+                for index in order.chunk(args.num_minibatches):
+                    losses.append(learners[clean](index))
+                    run.tick(batch_size / 2 / (args.update_epochs * args.num_minibatches))
+            run.step += batch_size
 
-        # Learn from them.
-        with torch.no_grad():
-            _, last_values = seen[clean](player.obs.to(device))
-        rewards, values, dones = (rollout[key] for key in ("rewards", "values", "dones"))
-        targets = compute_gae(rewards, values, dones, last_values, args.gamma, args.gae_lambda)
-        for key, value in zip(("advantages", "returns"), targets, strict=True):
-            rollout[key].copy_(value)
-        run.log(step, {"charts/reward": rewards.mean().item(), "charts/clean": float(clean)})
-        left = 1 - (step - batch_size) / args.total_timesteps
-        if args.anneal_lr:
-            rate.fill_(args.learning_rate * left)
-        if args.anneal_clip:
-            clip_coef.fill_(args.clip_coef * left)
-        scalars = []
-        for _ in range(args.update_epochs):
-            order = torch.randperm(batch_size, generator=shuffle_rng).to(device)
-            for index in order.chunk(args.num_minibatches):
-                scalars.append(learners[clean](index))
-                run.tick(save, (batch_size - collecting) / updates)
-
-        # Log, evaluate, save.
-        losses = {key: torch.stack([row[key] for row in scalars]).mean().item() for key in scalars[0]}
-        seconds = time.monotonic() - start  # without evaluating and saving
-        unexplained = (batch["returns"] - batch["values"]).var() / batch["returns"].var()
-        losses["explained_variance"] = 1 - unexplained.nan_to_num(1, 1).item()
-        run.log(step, {f"losses/{key}": value for key, value in losses.items()})
-        run.log(step, {"charts/SPS": batch_size / seconds, "charts/frames": step, "charts/learning_rate": rate.item()})
-        if player.finished[clean]:
-            returns, lengths = np.mean(player.finished[clean], axis=0).tolist()
-            suffix = "_clean" if clean else ""
-            run.log(step, {f"charts/episodic_return{suffix}": returns, f"charts/episodic_length{suffix}": lengths})
-        if crossed(step, args.eval_every, batch_size) and step < args.total_timesteps:
-            table = compare(agent, args, make_envs, args.eval_episodes, 0, lambda: run.tick(save))
-            run.log(step, eval_scalars(table))
-        if exact := crossed(step, args.exact_every, batch_size):
-            restarts += 1  # Easy to miss: in every run, interrupted or not, or a resumed one would differ.
-            player.envs.close()
-            player.begin(make_envs(args, "train", restarts))
-        if exact or run.save_due() or step >= args.total_timesteps:  # Easy to miss: before the long last evaluation.
-            save(exact)
-
-    player.envs.close()
-    if args.eval_every > 0:
-        table = compare(agent, args, make_envs, args.final_eval_episodes, args.mc_samples, lambda: run.tick(save))
-        run.log(step, eval_scalars(table))
-        report(table, step, run.folder)
-    save(exact, done=True)
-    run.close()
+            # Log and save.
+            run.log({"charts/SPS": batch_size / (time.monotonic() - start), "charts/frames": run.step})
+            run.log({"charts/learning_rate": rate.item(), "charts/reward": rewards.mean().item()})
+            run.log({"charts/clean": float(clean)})
+            for key, value in stacked(losses).items():
+                run.log({f"losses/{key}": value.mean().item()})
+            unexplained = (returns - values).var() / returns.var()
+            run.log({"losses/explained_variance": 1 - unexplained.nan_to_num(1, 1).item()})
+            if finished:
+                _, episode_return, length = np.mean(finished, axis=0).tolist()
+                suffix = "_clean" if clean else ""
+                run.log({f"charts/episodic_return{suffix}": episode_return})
+                run.log({f"charts/episodic_length{suffix}": length})
+            if run.passed(args.exact_every, run.exact_step):  # in every run, resumed or not
+                envs.close()
+                envs = make_envs(args, "train", run.step)
+                next_obs, _ = envs.reset()
+                normaliser.returns[:] = 0
+                run.save(exact=True)
+            elif run.save_due():
+                run.save()
+        run.save()
+    envs.close()
     return agent
 
 
-def crossed(step, every, batch_size):
-    """Whether the last batch crossed a multiple of `every` (0: never)."""
-    return every > 0 and step // every > (step - batch_size) // every
+def evaluate(agent, args, make_envs, split, tick=lambda: None):
+    """Returns [args.eval_episodes] of sampled actions on fixed levels of `split`.
 
-
-# ---- 9. Evaluation, checkpoints and logs ----
-def evaluate(agent, args, make_envs, split, episodes, mc_samples=0, tick=lambda: None):
-    """Returns [episodes] of sampled actions on args.eval_seed's levels of `split`, the same ones each time.
-
-    mc_samples: random kernels that each step's policy is averaged over (0: the clean policy).
-    Each environment gives its first episodes/N, so that short ones are not favoured. Touches no stream of training.
+    args.mc_samples: random kernels that each step's policy is averaged over (0: the clean policy).
+    Each environment plays one episode, so that short ones are not favoured. No random stream of training is touched.
     """
-    args = dataclasses.replace(args, seed=args.eval_seed, num_envs=min(args.num_envs, episodes))
+    args = replace(args, seed=args.eval_seed, num_envs=args.eval_episodes)
     envs, noise_rng = make_envs(args, split), torch.Generator().manual_seed(args.eval_seed)
     kernel_rng = torch.Generator().manual_seed(args.eval_seed)
     device, num_actions = next(agent.parameters()).device, int(envs.single_action_space.n)
+    active, returns = list(range(args.num_envs)), {}
+    actions = np.zeros(args.num_envs, dtype=np.int64)
     agent.eval()
     obs, _ = envs.reset()
-    total, finished, quota = np.zeros(args.num_envs), [[] for _ in range(args.num_envs)], episodes // args.num_envs
-    actions = np.zeros(args.num_envs, dtype=np.int64)
-    while len(active := [n for n, returns in enumerate(finished) if len(returns) < quota]):  # the rest idles
-        noise = torch.empty(args.num_envs, num_actions).exponential_(generator=noise_rng)
-        seen, noise = torch.as_tensor(obs[active]).to(device), noise[active].to(device)
-        if mc_samples:
-            kernels = torch.stack([random_kernel(kernel_rng) for _ in range(mc_samples)]).to(device)
-            chosen = (monte_carlo_policy(agent, seen, kernels) / noise).argmax(-1)  # as in act
+    while active:
+        noise = torch.empty(args.num_envs, num_actions).exponential_(generator=noise_rng)[active].to(device)
+        seen = torch.as_tensor(obs[active]).to(device)
+        if args.mc_samples > 0:
+            kernels = torch.stack([random_kernel(kernel_rng) for _ in range(args.mc_samples)]).to(device)
+            chosen = (monte_carlo_policy(agent, seen, kernels) / noise).argmax(-1)  # a sample, as in act
         else:
-            chosen, _, _ = act(agent, seen, noise)
+            chosen = act(agent, seen, noise)["actions"]
         actions[active] = chosen.cpu().numpy()
-        obs, reward, terminated, truncated, _ = envs.step(actions)
-        total += reward
-        for n in np.flatnonzero(terminated | truncated):
-            finished[n].append(total[n])
-            total[n] = 0.0
+        obs, _, _, _, info = envs.step(actions)
+        for n, episode_return, _ in info["episodes"]:
+            returns.setdefault(n, episode_return)  # an environment's first episode counts
+        active = [n for n in active if n not in returns]  # the others idle
         tick()
     envs.close()
     agent.train()
-    return np.array([returns[:quota] for returns in finished]).flatten()
+    return np.array([returns[n] for n in range(args.num_envs)])
 
 
-# Modified from mdpo.py: one agent, with and without Monte Carlo sampling, and on the look it never saw.
-def compare(agent, args, make_envs, episodes, mc_samples, tick=lambda: None):
-    """The clean policy, and with mc_samples the Monte Carlo one, on unseen and on training levels: a list of rows."""
-    game, mode = game_and_mode(args)
-    low, high = PROCGEN_RETURNS[game][mode == "hard"]
-    table = []
-    for samples in sorted({0, mc_samples if args.netrand else 0}):
-        for split in ("test", "train", "full_look") if args.plain_look else ("test", "train"):
-            returns = evaluate(agent, args, make_envs, split, episodes, samples, tick)
-            mean, std, median = float(returns.mean()), float(returns.std()), float(np.median(returns))
-            row = {"mc_samples": samples, "split": split, "episodes": episodes, "mean": mean, "std": std}
-            table.append(row | {"median": median, "normalised": (mean - low) / (high - low)})
-    return table
-
-
-# Modified from mdpo.py: one agent, whose Monte Carlo policy is logged under eval/mc_.
-def eval_scalars(table):
-    """What is logged of a table of `compare`."""
+def compare(agents, args, make_envs, tick=lambda: None):
+    """{key: number} to log: the mean returns on all splits, and the gap; of the Monte Carlo policy too."""
+    policies = {"eval/": replace(args, mc_samples=0)}
+    if args.netrand and args.mc_samples > 0:
+        policies["eval/mc_"] = args
     scalars = {}
-    for samples in {row["mc_samples"]: None for row in table}:
-        rows = {row["split"]: row for row in table if row["mc_samples"] == samples}
-        prefix = "eval/mc_" if samples else "eval/"
-        for column, suffix in (("mean", ""), ("normalised", "_normalised")):
-            scalars |= {f"{prefix}{split}_return{suffix}": row[column] for split, row in rows.items()}
-            scalars[f"{prefix}gap{suffix}"] = rows["train"][column] - rows["test"][column]
+    for prefix, own_args in policies.items():
+        for split in ("test", "train", "full_look") if args.plain_look else ("test", "train"):
+            scalars[f"{prefix}{split}_return"] = evaluate(agents[0], own_args, make_envs, split, tick).mean()
+        scalars[f"{prefix}gap"] = scalars[f"{prefix}train_return"] - scalars[f"{prefix}test_return"]
     return scalars
 
 
-def report(table, step, folder):
-    """Prints a table of `compare` and saves it as evaluation.csv."""
-    rows = [["step", *table[0]], *([step, *row.values()] for row in table)]
-    text = "\n".join(",".join(f"{x:.4g}" if isinstance(x, float) else str(x) for x in row) for row in rows)
-    (folder / "evaluation.csv").write_text(text + "\n")
-    print(text.replace(",", "\t"))
-
-
+# ---- 9. Checkpoints, logs, command line ----
 class Run:
-    """A run's folder (arguments, source, metrics, events, checkpoints), its progress bar, and the wish to stop."""
+    """A run: its step, its folder, the `parts` that its checkpoints hold, its log and its progress bar.
 
-    def __init__(self, args, device, state, done, goal):
+    Environments cannot be saved. They start afresh after a resume, and in every run at multiples of
+    --exact-every. A run resumed from such a point repeats the uninterrupted one bit for bit.
+    """
+
+    def __init__(self, args):
+        self.args, self.handlers, self.stop = args, {}, 0
         name = f"{args.env_id}__{args.exp_name}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
-        self.folder = checkpoint_path(args.resume).parent if args.resume else Path(args.runs_dir) / name
+        self.folder = Path(args.resume or Path(args.runs_dir) / name)
+        self.about = describe(args)
+        self.state = {"step": 0, "evaluated": 0, "exact_step": 0, "exact": True, "metrics_bytes": 0}
+        if args.resume:
+            self.state = load_checkpoint(self.folder)
+            saved, session = self.state["about"], self.about["sessions"][0]
+            for name, value in self.about["args"].items():
+                before = saved["args"][name]
+                if value != before:
+                    session["changed"][name] = value
+                    if not name.startswith(MAY_CHANGE):
+                        fail(f"--{name.replace('_', '-')} is {before} in that run and stays so")
+            sessions = [*saved["sessions"], session]
+            self.about = {**saved, "args": self.about["args"], "sessions": sessions}
+        self.step = self.state["step"]  # steps of each agent
+        self.evaluated = self.state["evaluated"]  # step of the last evaluation
+        self.exact_step = self.state["exact_step"]  # step at which environments started afresh
+        self.exact = self.state["exact"]  # nothing was played or learned since then
+        if self.step >= args.total_timesteps and not self.evaluation_due():
+            fail(f"{self.folder} is finished at step {self.step}: raise --total-timesteps")
+
+    def restore(self, parts):
+        """Takes what checkpoints hold; if the run is resumed, gives these parts their state back."""
+        self.parts = parts
+        if self.args.resume:
+            for name, part in parts.items():
+                load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
+                load(self.state[name])
+            before, now = self.about["sessions"][-2:]
+            same = all(before[key] == now[key] for key in ("hardware", "python", "packages"))
+            how = "bit for bit" if self.exact and same else "continued, in fresh environments"
+            print(f"step {self.step}: {how}", flush=True)
+
+    def __enter__(self):
+        """Opens the files. From here on, a signal ends the run at its next tick, with a checkpoint."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=bool(args.resume))
+            self.folder.mkdir(parents=True, exist_ok=bool(self.args.resume))
             self.metrics = open(self.folder / "metrics.csv", "a", buffering=1)
+            fcntl.flock(self.metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            fail(f"{self.folder} cannot be written: {error.strerror}")
-        if not args.resume:
-            (self.folder / "args.json").write_text(json.dumps(describe(args, device), indent=1))
+            why = "another process is running it" if isinstance(error, BlockingIOError) else error.strerror
+            fail(f"{self.folder} cannot be written: {why}")
+        if self.args.resume:  # what was logged after the checkpoint is done again
+            self.metrics.truncate(self.state["metrics_bytes"])
+        else:
+            self.metrics.write("step,key,value\n")
             shutil.copy(__file__, self.folder)
-        if args.track:
+        write_whole(self.folder / "args.json", json.dumps(self.about, indent=1).encode())
+        self.state = None  # it holds all weights once more
+        if self.args.track:
             import wandb
 
-            about = {
-                "project": args.wandb_project_name,
-                "entity": args.wandb_entity,
-                "config": dataclasses.asdict(args),
-            }
-            wandb.init(**about, id=self.folder.name, name=self.folder.name, resume="allow", sync_tensorboard=True)
-        if args.resume and checkpoint_path(args.resume).name != "checkpoint.pt":
-            save_checkpoint(self.folder / "checkpoint.pt", state)  # what it held lies on the way that is given up here
-        size = min(state.get("metrics_bytes", 0), os.path.getsize(self.metrics.name))
-        self.metrics.truncate(size)  # what was logged after the checkpoint is done again
-        if size == 0:
-            self.metrics.write("step,key,value\n")
-        self.events = SummaryWriter(str(self.folder), purge_step=state["step"] + 1)
-        self.args, self.last_save, self.last_line, self.stop_signal = args, time.monotonic(), time.monotonic(), 0
-        self.on_signals(self.stop)
-        self.terminal = sys.stderr.isatty()
-        about = {"unit": "step", "unit_scale": True, "smoothing": 0, "dynamic_ncols": True}
-        self.bar = tqdm(initial=done, total=goal, file=None if self.terminal else open(os.devnull, "w"), **about)
+            about = {"project": self.args.wandb_project_name, "entity": self.args.wandb_entity}
+            about.update(id=self.folder.name, name=self.folder.name, config=asdict(self.args))
+            self.wandb = wandb.init(**about, resume="allow", sync_tensorboard=True)
+        self.events = SummaryWriter(str(self.folder), purge_step=self.step + 1)
+        self.saved_at = time.monotonic()
+        self.bar = tqdm(initial=self.step, total=self.args.total_timesteps, unit_scale=True, disable=None)
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # SIGUSR1: Slurm's time is nearly over
+                self.handlers[number] = signal.signal(number, self.on_signal)
 
-    def on_signals(self, handler):
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # SIGUSR1: Slurm's warning before its time limit
+    def __exit__(self, *_):
+        for number, handler in self.handlers.items():
             signal.signal(number, handler)
-
-    def stop(self, number, _):
-        """Signal handler: the run stops at its next tick; a second signal ends the program at once."""
-        self.stop_signal = number
-        self.on_signals(signal.SIG_DFL)
-
-    def tick(self, save, steps=0):
-        """Moves the bar. The state is whole here: if a signal came, it is saved and the program ends."""
-        self.bar.update(min(steps, self.bar.total - self.bar.n))
-        if not self.terminal and time.monotonic() > self.last_line + 30:
-            print(self.bar, flush=True)
-            self.last_line = time.monotonic()
-        if self.stop_signal:
-            save()
-            self.close()
-            print(f"stopped by {signal.Signals(self.stop_signal).name}; go on with --resume {self.folder}")
-            sys.exit(128 + self.stop_signal)
-
-    def log(self, step, values):
-        """Writes {key: number} to metrics.csv and TensorBoard; one that is not finite ends the program with code 1."""
-        for key, value in values.items():
-            if not np.isfinite(value):
-                self.close()
-                sys.exit(f"error: {key} is {value} at step {step}; nothing of it was saved in {self.folder}")
-            self.metrics.write(f"{step},{key},{value}\n")
-            self.events.add_scalar(key, value, step)
-        if "charts/episodic_return" in values:
-            self.bar.set_postfix_str(f"return {values['charts/episodic_return']:.2f}", refresh=False)
-
-    def save_due(self):
-        return self.args.save_minutes > 0 and time.monotonic() - self.last_save > 60 * self.args.save_minutes
-
-    def save(self, state):
-        """The newest checkpoint, and the newest exact one if it is that too."""
-        self.last_save = time.monotonic()
-        os.fsync(self.metrics.fileno())
-        state |= {"script": Path(__file__).stem, "args": dataclasses.asdict(self.args)}
-        state["metrics_bytes"] = os.path.getsize(self.metrics.name)
-        for name in ("exact.pt", "checkpoint.pt") if state["exact"] else ("checkpoint.pt",):
-            save_checkpoint(self.folder / name, state)
-
-    def close(self):
         for part in (self.bar, self.metrics, self.events):
             part.close()
+        if self.args.track:
+            self.wandb.finish()
+
+    def on_signal(self, number, _):
+        """The run saves and ends at its next tick; a second signal ends it at once."""
+        self.stop = number
+        signal.signal(number, self.handlers[number])
+
+    def tick(self, steps=0):
+        """Counts steps played or learned from. The state is whole here, so here a signal ends the run."""
+        self.exact = self.exact and steps == 0
+        self.bar.update(steps)
+        if self.stop:
+            self.save()
+            name = signal.Signals(self.stop).name
+            print(f"stopped by {name}; continue with --resume {self.folder}", flush=True)
+            sys.exit(128 + self.stop)
+
+    def log(self, values):
+        """Writes {key: number} to metrics.csv and TensorBoard. One that is not finite ends the program."""
+        for key, value in values.items():
+            if not np.isfinite(value):
+                self.fail(f"{key} is {value}")
+            self.metrics.write(f"{self.step},{key},{value}\n")
+            self.events.add_scalar(key, value, self.step)
+        if "charts/episodic_return" in values:
+            text = f"return {values['charts/episodic_return']:.2f}"
+            self.bar.set_postfix_str(text, refresh=False)
+            if self.bar.disable:  # tqdm is silent where there is no terminal
+                print(f"step {self.step} of {self.args.total_timesteps}: {text}", flush=True)
+
+    def fail(self, what):
+        sys.exit(f"error: {what} at step {self.step}; {self.folder}/checkpoint.pt is from before it")
+
+    def passed(self, every, last):
+        """Whether a multiple of `every` (0: never) was passed since the step `last`."""
+        return every > 0 and self.step // every > last // every
+
+    def evaluation_due(self):
+        every, last = self.args.eval_every, self.step >= self.args.total_timesteps
+        return self.passed(every, self.evaluated) or (last and every > 0 and self.step > self.evaluated)
+
+    def save_due(self):
+        late = time.monotonic() > self.saved_at + 60 * self.args.save_minutes
+        return (late and self.args.save_minutes > 0) or self.step >= self.args.total_timesteps
+
+    def save(self, exact=False):
+        """Writes checkpoint.pt. exact: environments have just started afresh."""
+        if exact:
+            self.exact, self.exact_step = True, self.step
+        state = {"script": Path(__file__).stem, "step": self.step, "evaluated": self.evaluated}
+        state.update(exact=self.exact, exact_step=self.exact_step)
+        for name, part in self.parts.items():
+            save = part.get_state if isinstance(part, torch.Generator) else part.state_dict
+            state[name] = save()
+            for value in tree_leaves(state[name]):
+                number = isinstance(value, torch.Tensor | float)
+                if number and not torch.as_tensor(value).isfinite().all():
+                    self.fail(f"{name} is not finite")
+        os.fsync(self.metrics.fileno())
+        state["metrics_bytes"] = os.path.getsize(self.metrics.name)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_whole(self.folder / "checkpoint.pt", buffer.getbuffer())
+        self.saved_at = time.monotonic()
 
 
-def describe(args, device):
-    """What args.json says of a run: all that it takes to run it again."""
-
-    def shell(command):
-        return subprocess.run(command, shell=True, cwd=here, capture_output=True, text=True).stdout.strip()
-
-    here = Path(__file__).resolve().parent
-    hardware = {"gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None, "cores": os.cpu_count()}
-    hardware |= {"cpu": shell("lscpu | sed -n 's/^Model name: *//p'"), "torch_threads": torch.get_num_threads()}
-    packages = {package.name: package.version for package in importlib.metadata.distributions()}
-    commit = shell("git describe --always --dirty --abbrev=40 --exclude '*'")
-    return {"command": sys.argv, "args": dataclasses.asdict(args), "commit": commit, "hardware": hardware} | {
-        "python": platform.python_version(),
-        "packages": packages,
-    }
-
-
-def capture(parts):
-    """{name: state} of generators and of whatever has a state_dict."""
-    return {name: part.get_state() if hasattr(part, "get_state") else part.state_dict() for name, part in parts.items()}
-
-
-def restore(parts, state):
-    for name, part in parts.items():
-        (part.set_state if hasattr(part, "set_state") else part.load_state_dict)(state[name])
-
-
-def leaves(state, name=""):
-    """("a.0.b", value) of each value in nested dicts, lists and tuples."""
-    if isinstance(state, dict | list | tuple):
-        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
-            yield from leaves(value, f"{name}.{key}".strip("."))
-    else:
-        yield name, state
-
-
-def not_finite(state):
-    """Name of the first number that is not finite in nested dicts and lists of tensors, or None."""
-    numbers = ((name, torch.as_tensor(x)) for name, x in leaves(state) if isinstance(x, torch.Tensor | float))
-    return next((name for name, x in numbers if not x.isfinite().all()), None)
-
-
-def save_checkpoint(path, state):
-    """Whole or not at all: written beside, flushed to disk, renamed. Numbers that are not finite are never saved."""
-    if name := not_finite(state):
-        sys.exit(f"error: {name} is not finite at step {state['step']}; {path} was left as it was")
-    buffer, beside = io.BytesIO(), path.with_suffix(".tmp")
-    torch.save(state, buffer)
+def write_whole(path, data):
+    """Writes a file whole or not at all: beside its place, flushed to disk, then renamed."""
+    beside = path.with_suffix(".tmp")
     try:
         with open(beside, "wb") as file:
-            file.write(buffer.getbuffer())
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
-    except OSError as error:
+    finally:
         beside.unlink(missing_ok=True)
-        left = "the one that is there is whole" if path.exists() else "there is none yet"
-        sys.exit(f"error: {path} could not be saved at step {state['step']}: {error.strerror}; {left}")
 
 
-def checkpoint_path(path):
-    return Path(path) / "checkpoint.pt" if Path(path).is_dir() else Path(path)
-
-
-def load_checkpoint(path):
-    path = checkpoint_path(path)
+def load_checkpoint(folder):
+    """The state in a run's checkpoint.pt; "about" is what its args.json says."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(Path(folder) / "checkpoint.pt", map_location="cpu", weights_only=True)
+        state["about"] = json.loads((Path(folder) / "args.json").read_text())
+        if state["script"] != Path(__file__).stem:
+            raise ValueError(f"it is a run of {state['script']}.py")
     except Exception as error:
-        fail(f"{path} cannot be read as a checkpoint: {getattr(error, 'strerror', None) or type(error).__name__}")
-    if not isinstance(state, dict) or state.get("script") != Path(__file__).stem or "args" not in state:
-        fail(f"{path} is not a checkpoint of {Path(__file__).name}")
+        fail(f"{folder} is no run that can be read: {str(error).splitlines()[0]}")
     return state
 
 
-def load_agent(args, state, make_envs=make_envs, make_agent=Agent):
-    """The agent of a checkpoint, for `compare` or `act`."""
+def load_agents(args, state, make_envs=make_envs, make_agent=Agent):
+    """The agent of a checkpoint in a list, for `evaluate` and `act`."""
     args, device = set_up_torch(args)
-    envs = make_envs(dataclasses.replace(args, num_envs=1), "test")
+    envs = make_envs(replace(args, num_envs=1), "test")
     agent = make_agent(envs, args).to(device)
-    agent.load_state_dict(state["player"]["agent"])
+    agent.load_state_dict(state["agent"])
     envs.close()
-    return agent
+    return [agent]
+
+
+def describe(args):
+    """What args.json says: all that it takes to make the run again, with a session for each start."""
+    folder = Path(__file__).resolve().parent
+    git = f"git -C '{folder}' describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null"
+    cpu = "{ lscpu | sed -n 's/^Model name: *//p' | grep . || sysctl -n machdep.cpu.brand_string; } 2>/dev/null"
+    hardware = {"gpu": None, "cpu": subprocess.getoutput(cpu), "cores": os.cpu_count()}
+    hardware["torch_threads"] = torch.get_num_threads()
+    if args.cuda and torch.cuda.is_available():
+        hardware["gpu"] = torch.cuda.get_device_name()
+    about = {"command": sys.argv, "commit": subprocess.getoutput(git), "hardware": hardware}
+    about["python"] = platform.python_version()
+    about["packages"] = {package.name: package.version for package in distributions()}
+    session = {**about, "changed": {}}  # changed: the arguments that a resume changed
+    return {**about, "args": json.loads(json.dumps(asdict(args))), "sessions": [session]}
 
 
 def set_up_torch(args):
-    """(arguments with a definite --precision, device), and torch's global switches set to them."""
-    gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if args.cuda and gpu else "cpu")
-    if args.cuda_required and device.type != "cuda":
-        fail("--cuda-required: torch finds no GPU here")
+    """The arguments with a definite precision, and the device; sets torch's global switches."""
+    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     if args.precision == "auto":
-        args = dataclasses.replace(args, precision="tf32" if device.type == "cuda" else "fp32")
-    print(f"{args.precision} on {torch.cuda.get_device_name() if device.type == 'cuda' else 'the CPU'}", flush=True)
+        args = replace(args, precision="tf32" if device.type == "cuda" else "fp32")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "the CPU"
+    print(f"{args.precision} on {name}", flush=True)
     torch.backends.cudnn.conv.fp32_precision = "tf32" if args.precision == "tf32" else "ieee"
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     torch.backends.cudnn.benchmark = not args.torch_deterministic
     torch.use_deterministic_algorithms(args.torch_deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory that was not written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads it
     return args, device
 
 
+# Arguments that a resumed run may change begin with these: nothing that is learned depends on them.
+MAY_CHANGE = ("resume", "total_timesteps", "eval_", "final_eval_", "save_", "runs_dir", "cuda", "track", "wandb_")
+MAY_CHANGE += ("mc_samples",)
+POSITIVE = ("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs")
+POSITIVE += ("eval_episodes", "final_eval_episodes")
+SMALLEST = {**dict.fromkeys(POSITIVE, 1), "num_levels": -1, "clip_coef": 1e-6}
+LARGEST = {"gamma": 1, "gae_lambda": 1, "clean_prob": 1, "num_levels": 2**31 - 1, "start_level": 2**31 - 1}
+
+
 def check(args):
-    """Arguments out of range, before anything is made or written."""
-    least = {"num_levels": -1, "clip_coef": 1e-6, "max_grad_norm": 1e-6}
-    least |= dict.fromkeys(("eval_episodes", "final_eval_episodes", "total_timesteps", "num_envs", "num_steps"), 1)
-    least |= dict.fromkeys(("num_minibatches", "update_epochs"), 1)
-    most = {"gamma": 1, "gae_lambda": 1, "clean_prob": 1, "num_levels": 2**31 - 1, "start_level": 2**31 - 1}
+    """The arguments in one spelling. Ends the program with one line if one of them makes no sense."""
     for name, value in vars(args).items():
-        low, high = least.get(name, 0), most.get(name, sys.maxsize)
+        low, high = SMALLEST.get(name, 0), LARGEST.get(name, sys.maxsize)
         if isinstance(value, int | float) and not low <= value <= high:
             fail(f"--{name.replace('_', '-')} {value}: from {low} to {high}")
-    batch_size = args.num_envs * args.num_steps
-    if batch_size % args.num_minibatches or batch_size < 2 * args.num_minibatches:
-        fail(
-            f"--num-minibatches {args.num_minibatches}: does not cut {batch_size} steps into equal parts of two or more"
-        )
-    size, memory = batch_size * 3 * 64 * 64, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if args.cuda and torch.cuda.is_available():
-        _, memory = torch.cuda.mem_get_info()
-    if size > memory:
-        fail(f"--num-envs x --num-steps: {size >> 30} GB of observations do not fit into {memory >> 30} GB of memory")
-    if "/" in args.exp_name:
-        fail(f"--exp-name {args.exp_name}: is part of a folder's name and cannot hold a slash")
-    for name in ("eval_episodes", "final_eval_episodes"):
-        if getattr(args, name) % min(args.num_envs, getattr(args, name)):
-            fail(
-                f"--{name.replace('_', '-')} {getattr(args, name)}: not a multiple of the {args.num_envs} environments"
-            )
-    if args.track and importlib.util.find_spec("wandb") is None:
-        fail("--track: pip install wandb")
-    game, mode = game_and_mode(args)
+    game, mode = args.env_id.lower().removesuffix("-v0"), args.distribution_mode
+    if game not in GAMES and game.endswith(("easy", "hard")):  # EnvPool's BigfishHard-v0
+        game, mode = game[:-4], game[-4:]
+    if game not in GAMES:
+        nearest = difflib.get_close_matches(game, GAMES, n=1, cutoff=0)[0]
+        fail(f"--env-id {args.env_id}: no such game, {nearest} is nearest of {' '.join(GAMES)}")
     if (args.plain_look or args.paint_vel_info) and game in ("chaser", "heist", "maze", "miner", "plunder"):
         fail(f"--plain-look and --paint-vel-info: {game} has no velocity to paint")
     if args.plain_look and (game, mode) == ("coinrun", "easy"):
-        fail("--plain-look: easy coinrun has one theme anyway, it needs --distribution-mode hard")
+        fail("--plain-look: easy coinrun has one theme anyway; use --distribution-mode hard")
+    batch_size = args.num_envs * args.num_steps
+    if batch_size % args.num_minibatches or batch_size < 2 * args.num_minibatches:
+        fail(f"--num-minibatches {args.num_minibatches}: does not cut {batch_size} steps into equal parts of 2 or more")
+    if "/" in args.exp_name:
+        fail(f"--exp-name {args.exp_name}: is part of a folder's name and cannot contain a slash")
+    if args.cuda_required and not torch.cuda.is_available():
+        fail("--cuda-required: torch finds no GPU here")
+    if args.track and importlib.util.find_spec("wandb") is None:
+        fail("--track: pip install wandb")
+    return replace(args, env_id=game, distribution_mode=mode)
 
 
 def fail(message):
-    """Ends the program the way a wrong flag does: one line, exit code 2."""
+    """Ends the program as a wrong flag does: one line, exit code 2."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
-# Modified from mdpo.py: one agent, and --mc-samples may change when it is evaluated.
 def main(flags=None, make_envs=make_envs, make_agent=Agent):
-    """The command line. flags: instead of the program's own; the factories are train's."""
+    """The command line, or `flags` in its place. A resumed run begins with its last arguments."""
     args = tyro.cli(Args, args=flags)
-    if not (args.resume or args.evaluate):
-        return train(args, make_envs, make_agent)
-    if args.resume and args.evaluate:
-        fail("--resume and --evaluate: one of them")
-    state = load_checkpoint(args.resume or args.evaluate)
-    free = {"resume", "evaluate", "total_timesteps", "save_minutes", "cuda", "cuda_required", "cuda_graphs", "track"}
-    free |= {"eval_seed", "eval_every", "eval_episodes", "final_eval_episodes", "wandb_project_name", "wandb_entity"}
-    free |= {"mc_samples"}
-    try:
-        args = tyro.cli(Args, args=flags, default=Args(**state["args"] | {"resume": None, "evaluate": None}))
-    except TypeError as error:
-        fail(f"the checkpoint is of another version of this script: {error}")
-    if args.precision == "auto":
-        args.precision = state["args"]["precision"]
-    for name in state["args"].keys() - free:
-        if getattr(args, name) != state["args"][name]:
-            fail(f"--{name.replace('_', '-')} is {state['args'][name]} in that run and stays so")
     if args.resume:
-        return train(args, make_envs, make_agent)
-    check(args)
-    agent = load_agent(args, state, make_envs, make_agent)
-    table = compare(agent, args, make_envs, args.final_eval_episodes, args.mc_samples)
-    report(table, state["step"], checkpoint_path(args.evaluate).parent)
+        saved = load_checkpoint(args.resume)["about"]["args"]
+        if saved.keys() != vars(args).keys():
+            fail(f"{args.resume} is a run of another version of {Path(__file__).name}")
+        args = tyro.cli(Args, args=flags, default=Args(**saved))
+    return train(args, make_envs, make_agent)
 
 
 if __name__ == "__main__":
-    threading.excepthook = lambda _: None  # TensorBoard's writer fails in its thread, and again in this one
+    threading.excepthook = lambda _: None  # TensorBoard's thread fails on a full disk too
     try:
         main()
-    except OSError as error:  # a full disk, say
+    except OSError as error:
         sys.exit(f"error: {error}; what was saved before is whole")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.dont_write_bytecode = True  # or loading a run's script would leave a __pycache__ in its folder
 ROOT = Path(__file__).parent.parent
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: safe for the colour-blind
 KEYS = {  # what plots and tables call a key of metrics.csv
@@ -101,8 +102,12 @@ def load_run(text, **changes):
     if "args" in state or not path.is_file():
         fail(f"{folder} is a run of another version of {path.name}")
     script = load_script(path)
+    values = about["args"] | changes
+    for key, value in values.items():
+        if isinstance(value, list):  # JSON has no tuples
+            values[key] = tuple(value)
     try:
-        args = script.Args(**about["args"] | changes)
+        args = script.Args(**values)
     except TypeError as error:
         fail(f"{folder} is a run of another version of {path.name}: {error}")
     make_envs, make_agent = seams(script, about)
@@ -111,10 +116,19 @@ def load_run(text, **changes):
 
 def seams(script, about):
     """The make_envs and make_agent that a run of `script` was trained with, from its args.json."""
-    program = Path(about["command"][0])
-    if program.parent.name != "suites":
+    program = suite_program(about)
+    if program is None:
         return script.make_envs, script.Agent
-    return load_script(ROOT / "benchmark" / "suites" / program.name).seams(script, about)
+    return load_script(program).seams(script, about)
+
+
+def suite_program(about):
+    """The path of the program in benchmark/suites/ that started a run, or None, from its args.json."""
+    program = Path(about["command"][0])
+    path = ROOT / "benchmark" / "suites" / program.name
+    if program.parent.name in ("suites", "") and path.is_file():  # "": started from that folder
+        return path
+    return None
 
 
 def split_name(text):
@@ -179,8 +193,8 @@ def suite_of(about):
     procgen-easy, procgen-hard, procgen-plain (--plain-look), atari-100k, dmc, dmc-gb (evaluated in its looks),
     manipulation, drawerworld; other: none of them. It follows from arguments that a copy of a script keeps.
     """
-    args, program = about["args"], Path(about["command"][0])
-    if program.parent.name == "suites" and program.stem != "ablations":
+    args, program = about["args"], suite_program(about)
+    if program and program.stem != "ablations":
         return program.stem
     if args.get("plain_look"):
         return "procgen-plain"

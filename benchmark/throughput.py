@@ -1,20 +1,23 @@
-"""Steps/s of a script, where its time goes, and reference commands that take turns with it, iteration by iteration.
+"""Steps/s of a script, where its time goes, and reference commands that take turns with it,
+iteration by iteration.
 
-An iteration is a rollout with its updates; of a script that learns with every step, it is some steps (--steps) once it
-learns. All commands are started, and each is paused while another one does an iteration (a reference by SIGSTOP), so
-that what slows the machine down for a while slows all of them. The first iteration of each warms up, on top of random
-steps where a script begins with them, and does not count. The limit is what the bare network reaches in the script's
-process: forward, backward and Adam on minibatches like an update's, called one operation at a time. Memory is the
-host's, and CPU time a process's: a reference is one process.
+An iteration is a rollout with its updates. For a script that learns with every step, it is --steps
+steps, once it learns. All commands are started, and each is paused while another one does an
+iteration (a reference by SIGSTOP). So what slows the machine down for a while slows all of them.
+The first iteration of each is not counted, nor are the random steps that a script begins with. The
+limit is what the bare network reaches in the script's process: forward, backward and Adam on a
+minibatch of an update, without CUDA graphs. Memory is the host's. A reference is one process.
 
     python benchmark/throughput.py algos/mdpo.py --flags="--env-id bigfish --num-agents 1"
-    python benchmark/throughput.py algos/mdpo.py --references "CleanRL=python ppo_procgen.py" --out speed.csv
+    python benchmark/throughput.py algos/mine.py --references "CleanRL=python ppo_procgen.py" --out speed.csv
 
-A reference is any program that prints a line (--mark) at the end of each iteration of as many steps as the script's.
+A reference is any program that prints a line (--mark) at the end of each iteration of as many steps
+as the script's. The script's time is told apart by its functions `act`, `update` and `evaluate`,
+and by the steps of its environments.
 """
 
+import contextlib
 import csv
-import importlib.util
 import itertools
 import json
 import os
@@ -26,9 +29,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+import common
 import torch
 import tyro
 
@@ -37,13 +41,13 @@ PHASES = ("environments", "inference", "update", "evaluation", "rest")
 
 @dataclass
 class Args:
-    script: tyro.conf.Positional[str]  # a file of algos/
-    flags: str = ""  # its flags; evaluations and saves are left out unless they are among them
+    script: tyro.conf.Positional[str]  # a file of algos/, or a copy of one anywhere
+    flags: str = ""  # its flags; without --eval-every, --save-minutes, --exact-every it neither evaluates nor saves
     references: tuple[str, ...] = ()  # NAME=COMMAND, as many as there are
     mark: str = "^SPS:"  # regular expression of the line with which a reference ends an iteration
     iterations: int = 3  # that count, after one that does not
     steps: int = 1000  # of an iteration, where there are no rollouts
-    out: str | None = None  # CSV file: a row an iteration
+    out: str | None = None  # CSV file: one row per iteration
     inside: bool = False  # be the script's process (used by this program itself)
 
 
@@ -51,23 +55,29 @@ def main():
     args = tyro.cli(Args)
     if args.inside:
         return inside(args)
-    least = min(args.iterations, args.steps)
-    if not Path(args.script).is_file() or least < 1 or not all("=" in text for text in args.references):
-        said = "a script that exists, --references NAME=COMMAND, --iterations and --steps of at least 1"
-        print(f"error: {said}", file=sys.stderr)
-        sys.exit(2)
+    if not Path(args.script).is_file() or min(args.iterations, args.steps) < 1:
+        common.fail("a script that exists, --iterations and --steps of at least 1")
+    for reference in args.references:
+        if "=" not in reference:
+            common.fail(f"--references {reference}: NAME=COMMAND")
+    if args.out:
+        common.check_out(args.out, ".csv")
     worker = [sys.executable, __file__, args.script, "--inside", f"--flags={args.flags}"]
     sizes = ["--iterations", str(args.iterations), "--steps", str(args.steps)]
     jobs = [Job(Path(args.script).name, [*worker, *sizes])]
-    for name, _, command in (reference.partition("=") for reference in args.references):
+    for reference in args.references:
+        name, _, command = reference.partition("=")
         jobs.append(Job(name, shlex.split(command), args.mark))
     try:
         for job in jobs * (1 + args.iterations):
             job.turn()
-        about, rows = json.loads(jobs[0].next_line()), [row for job in jobs for row in job.turns[1:]]
+        about = json.loads(jobs[0].next_line())
     finally:
         for job in jobs:
             job.end()
+    rows = []
+    for job in jobs:
+        rows += job.turns[1:]
     for row in rows:
         row |= {"steps": about["steps"], "steps_per_second": about["steps"] / row["seconds"]}
     show(jobs, about)
@@ -100,15 +110,15 @@ class Job:
         elif self.process.poll() is None:
             self.process.stdin.write("\n")
             self.process.stdin.flush()
-        line = next((line for line in self.process.stdout if re.search(self.mark or "^{", line)), None)
-        if line is None:
-            end = f"with code {self.process.wait()} before the end of iteration {len(self.turns)}"
-            self.errors.seek(0)
-            print(self.errors.read()[-2000:], file=sys.stderr)
-            print(f"error: {self.name} ended {end}: {shlex.join(self.command)}", file=sys.stderr)
-            sys.exit(1)
-        self.pause()
-        return line
+        for line in self.process.stdout:
+            if re.search(self.mark or "^{", line):
+                self.pause()
+                return line
+        end = f"with code {self.process.wait()} before the end of iteration {len(self.turns)}"
+        self.errors.seek(0)
+        print(self.errors.read()[-2000:], file=sys.stderr)
+        print(f"error: {self.name} ended {end}: {shlex.join(self.command)}", file=sys.stderr)
+        sys.exit(1)
 
     def turn(self):
         """One iteration, timed."""
@@ -126,8 +136,11 @@ class Job:
 
     def peak_gb(self):
         """Of resident memory. A command that has just ended has none: then what it was before."""
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
-        return int(found[1]) / 1e6 if found else max((row["peak_gb"] for row in self.turns), default=0.0)
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        if found:
+            return int(found[1]) / 1e6
+        return self.turns[-1]["peak_gb"] if self.turns else 0.0
 
     def end(self):
         if self.process.poll() is None:
@@ -137,24 +150,27 @@ class Job:
 
 def busy_seconds():
     """CPU time that this machine has spent so far, on anything."""
-    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    fields = Path("/proc/stat").read_text().split()[1:9]
+    user, nice, system, _, _, irq, softirq, steal = map(int, fields)
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def show(jobs, about):
     """Prints the two tables."""
     script = jobs[0].turns[1:]
-    print(f"{about['precision']}, {about['hardware']}, {len(script)} iterations of {about['steps']} steps")
+    iterations = f"{len(script)} iterations of {about['steps']} steps"
+    print(f"{about['precision']}, {about['hardware']}, {iterations}")
     print(f"{'':24}{'steps/s':>9}{'least':>9}{'most':>9}{'ratio':>8}{'peak GB':>9}{'others':>8}")
     for job in jobs:
-        speeds = [row["steps_per_second"] for row in job.turns[1:]]
-        ratio = statistics.median(b["seconds"] / a["seconds"] for a, b in zip(script, job.turns[1:], strict=True))
-        others = max(row["others"] for row in job.turns[1:])
+        speeds, ratios, others = [], [], 0.0
+        for own, row in zip(script, job.turns[1:], strict=True):
+            speeds.append(row["steps_per_second"])
+            ratios.append(row["seconds"] / own["seconds"])
+            others = max(others, row["others"])
+        warning = "  NOT TO BE TRUSTED: the cores were shared" if others > 0.05 else ""
         print(
-            f"{job.name:24}{statistics.median(speeds):9.1f}{min(speeds):9.1f}{max(speeds):9.1f}{ratio:8.2f}"
-            f"{job.turns[-1]['peak_gb']:9.2f}{others:8.1%}"
-            + "  NOT TO BE TRUSTED: the cores were shared"
-            * (others > 0.05)
+            f"{job.name:24}{statistics.median(speeds):9.1f}{min(speeds):9.1f}{max(speeds):9.1f}"
+            f"{statistics.median(ratios):8.2f}{job.turns[-1]['peak_gb']:9.2f}{others:8.1%}{warning}"
         )
     total = sum(row["seconds"] for row in script)
     for phase in PHASES:
@@ -163,7 +179,9 @@ def show(jobs, about):
 
 
 def limit_fraction(rows, about):
-    return about["limit_seconds"] * sum(row["updates"] for row in rows) / sum(row["phases"]["update"] for row in rows)
+    updates = sum(row["updates"] for row in rows)
+    seconds = sum(row["phases"]["update"] for row in rows)
+    return about["limit_seconds"] * updates / seconds
 
 
 def save(path, rows, about):
@@ -175,103 +193,112 @@ def save(path, rows, about):
         for row in rows:
             if row["phases"]:
                 row |= row["phases"] | {"limit_fraction": limit_fraction([row], about)}
-                row |= {key: about[key] for key in ("precision", "command", "commit", "packages")}
+                row |= about
             writer.writerow(row | {"hardware": about["hardware"]})
 
 
 # ---- The script's process ----
-def inside(args):
-    """Trains with a clock around each phase; a line of JSON an iteration, and one about the run and its limit."""
-    script = load(args.script)
-    rest = ["--eval-every", "0", "--save-minutes", "0", "--exact-every", "0", *shlex.split(args.flags)]
-    run_args = tyro.cli(script.Args, args=rest)
-    sys.stdin.readline()
-    rollouts, first = hasattr(run_args, "num_steps"), getattr(run_args, "learning_starts", 0)
-    batch_size = run_args.num_envs * run_args.num_steps if rollouts else args.steps
-    clock, log, tick, calls = Clock(), script.Run.log, script.Run.tick, []
+class Enough(Exception):
+    """All iterations are timed."""
 
-    def make_envs(*about):
-        envs = script.make_envs(*about)
-        envs.step = clock.timed("environments", envs.step)
+
+def inside(args):
+    """Trains with a clock around each phase. Prints one line of JSON per iteration, then one about the run."""
+    script = common.load_script(args.script)
+    flags = ["--eval-every", "0", "--save-minutes", "0", "--exact-every", "0", *shlex.split(args.flags)]
+    run_args = vars(tyro.cli(script.Args, args=flags))
+    sys.stdin.readline()
+    warm_up, batch_size = run_args.get("learning_starts", 0), args.steps
+    if "num_steps" in run_args:  # rollouts
+        batch_size = run_args["num_envs"] * run_args["num_steps"]
+    wanted = 1 + args.iterations
+    total = warm_up + (wanted + 1) * batch_size  # the last iteration is stopped at its first step
+    clock, calls, played, ended = Clock(), [], 0, 0
+
+    def count():
+        """Before each step of training: ends an iteration if all of its steps are done, and learned from."""
+        nonlocal played, ended
+        if played >= warm_up + (ended + 1) * batch_size:
+            print(json.dumps(clock.read()), flush=True)
+            sys.stdin.readline()
+            clock.reset()
+            ended += 1
+            if ended == wanted:
+                raise Enough
+        played += run_args["num_envs"]
+
+    def make_envs(args, split, *start):
+        envs = script.make_envs(args, split, *start)
+        step = clock.timed("environments", envs.step)
+
+        def counted_step(actions):
+            count()
+            return step(actions)
+
+        envs.step = step if clock.inside else counted_step  # an evaluation makes its own
         return envs
 
-    def end_iteration():
-        print(json.dumps(clock.read()), flush=True)
-        sys.stdin.readline()
-        clock.reset()
-
-    def logged(run, step, values):
-        log(run, step, values)
-        if rollouts and "charts/SPS" in values:
-            end_iteration()
-
-    def ticked(run, save, steps=0):
-        tick(run, save, steps)
-        if not rollouts and steps and run.bar.n > first and (run.bar.n - first) % batch_size == 0:
-            end_iteration()
-
-    script.evaluate, script.Run.log, script.Run.tick = clock.timed("evaluation", script.evaluate), logged, ticked
-    script.update = noting_calls(script.update, calls)
-    call, phase = script.Captured.__call__, {True: "update", False: "inference"}
-    by_phase = {name: clock.timed(name, call) for name in phase.values()}
-    script.Captured.__call__ = lambda self, *inputs: by_phase[phase[bool(self.parts)]](self, *inputs)
+    script.act = clock.timed("inference", script.act)
+    script.update = clock.timed("update", noting_calls(script.update, calls))
+    script.evaluate = clock.timed("evaluation", script.evaluate)
+    script.Captured.__call__ = clock.timed(None, script.Captured.__call__)
     with tempfile.TemporaryDirectory() as runs_dir:
-        total = first + (1 + args.iterations) * batch_size
-        trained = script.train(replace(run_args, runs_dir=runs_dir, total_timesteps=total), make_envs)
-        agents = trained if isinstance(trained, list) else [trained]
+        with contextlib.suppress(Enough):
+            script.main([*flags, "--total-timesteps", str(total), "--runs-dir", runs_dir], make_envs)
         about = json.loads(next(Path(runs_dir).glob("*/args.json")).read_text())
-    hardware, packages = about["hardware"], about["packages"]
+    hardware, packages = about["hardware"], []
+    for name in ("torch", "numpy", "envpool", "dm_control"):
+        if name in about["packages"]:
+            packages.append(f"{name}=={about['packages'][name]}")
     about = {
-        "steps": batch_size * len(agents),
-        "limit_seconds": limit_seconds(rollout_calls(script, agents, run_args) if rollouts else calls),
+        "steps": batch_size * run_args.get("num_agents", 1),
+        "limit_seconds": limit_seconds(calls),
         "precision": about["args"]["precision"],
-        "command": shlex.join(["python", "algos/" + Path(args.script).name, *shlex.split(args.flags)]),
+        "command": shlex.join(["python", args.script, *shlex.split(args.flags)]),
         "commit": about["commit"],
-        "packages": " ".join(
-            f"{name}=={packages[name]}" for name in ("torch", "numpy", "envpool", "dm_control") if name in packages
-        ),
+        "packages": " ".join(packages),
         "hardware": f"{hardware['gpu'] or 'no GPU'}, {hardware['cores']} cores {hardware['cpu']},"
         f" {hardware['torch_threads']} torch threads",
     }
     print(json.dumps(about), flush=True)
 
 
-def load(path):
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 class Clock:
     """Seconds in each phase of an iteration."""
 
     def __init__(self):
+        self.phases = {}  # of what is captured
         self.reset()
 
     def reset(self):
         self.start, self.seconds, self.updates = now(), dict.fromkeys(PHASES, 0.0), 0
-        self.inside = False
+        self.inside, self.inner = False, None
 
     def timed(self, phase, function):
-        """The function, its time added to a phase, unless it is a part of another one."""
+        """The function, with its time added to a phase, unless it is called within another phase.
 
-        def call(*inputs):
+        phase None: the function is Captured.__call__, and the phase is that of the function which is captured. A CUDA
+        graph calls no function of Python, so it is kept from the calls before the graph was recorded.
+        """
+
+        def call(*inputs, **more):
             if self.inside:
-                return function(*inputs)
-            start, self.inside = now(), True
-            outputs = function(*inputs)
-            self.seconds[phase] += now() - start
-            self.updates += phase == "update"
+                self.inner = phase
+                return function(*inputs, **more)
+            start, self.inside, self.inner = now(), True, None
+            outputs = function(*inputs, **more)
             self.inside = False
+            name = phase or self.phases.setdefault(id(inputs[0]), self.inner or "rest")
+            self.seconds[name] += now() - start
+            self.updates += name == "update"
             return outputs
 
         return call
 
     def read(self):
         """{"phases": seconds of each, "updates": their number} since the last reset."""
-        rest = now() - self.start - sum(self.seconds.values())
-        return {"phases": self.seconds | {"rest": rest}, "updates": self.updates}
+        self.seconds["rest"] += now() - self.start - sum(self.seconds.values())
+        return {"phases": self.seconds, "updates": self.updates}
 
 
 def now():
@@ -281,23 +308,29 @@ def now():
 
 
 def noting_calls(function, calls):
-    """The function; the networks that it calls at first, not their parts, are noted: (network, inputs, if to learn)."""
+    """The function. Of its first call, the networks that it calls are noted: (network, inputs, whether it learns).
+
+    A network that another one calls is a part of that one.
+    """
     modules, within = torch.nn.modules.module, []
 
     def enter(module, inputs):
         if not within:
-            learns = torch.is_grad_enabled() and any(param.requires_grad for param in module.parameters())
-            calls.append((module, [value.detach().clone() for value in inputs], learns))
+            copies = []
+            for value in inputs:
+                copies.append(value.detach().clone() if torch.is_tensor(value) else value)
+            learns = any(param.requires_grad for param in module.parameters())
+            calls.append((module, copies, learns and torch.is_grad_enabled()))
         within.append(module)
 
     def leave(*_):
         within.pop()
 
-    def noting(*inputs):
+    def noting(*inputs, **more):
         if calls:
-            return function(*inputs)
+            return function(*inputs, **more)
         hooks = modules.register_module_forward_pre_hook(enter), modules.register_module_forward_hook(leave)
-        outputs = function(*inputs)
+        outputs = function(*inputs, **more)
         for hook in hooks:
             hook.remove()
         return outputs
@@ -305,23 +338,8 @@ def noting_calls(function, calls):
     return noting
 
 
-def rollout_calls(script, agents, args):
-    """What an update on a minibatch of a rollout would be noted to call, on images of noise."""
-    size = args.num_envs * args.num_steps // args.num_minibatches
-    device = next(agents[0].parameters()).device
-    images = torch.randint(0, 256, (size, 3, 64, 64), dtype=torch.uint8, device=device)
-    slices = images.split(script.CPU_BATCH if device.type == "cpu" else size)
-    distilling = getattr(args, "distill_coef", 0) > 0
-    matching = getattr(args, "netrand", False) and args.fm_coef > 0
-    calls = []
-    for agent, obs in itertools.product(agents, slices):
-        calls += [(network, [obs], True) for network in (agents if distilling else [agent])]
-        calls += [(agent, [obs], False)] * matching  # the features that others are matched to need no gradient
-    return calls
-
-
 def limit_seconds(calls):
-    """Seconds of forward, backward and Adam for the images and networks of an update and nothing else: the least."""
+    """Seconds of forward, backward and Adam for the networks and inputs of an update: the fastest of some tries."""
     learning = {network: list(network.parameters()) for network, _, learns in calls if learns}
     optimizer = torch.optim.Adam(itertools.chain(*learning.values()), lr=1e-6, fused=True)
 

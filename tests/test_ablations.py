@@ -1,7 +1,6 @@
 """The ablations change what they say, nothing else, and train, resume and evaluate as the scripts do."""
 
 import copy
-import gc
 import itertools
 import json
 import math
@@ -15,7 +14,7 @@ import pytest
 import torch
 import torch.nn as nn
 import tyro
-from conftest import ROOT, ROWS, ScriptedEnvs, folder_in, load, obs_shape_of, tiny_args
+from conftest import AGENTS, ROOT, ROWS, ScriptedEnvs, folder_in, load, obs_shape_of, same, state_of, tiny_args
 
 sys.path[:0] = [str(ROOT / "benchmark" / "suites"), str(ROOT / "benchmark")]
 import ablations
@@ -483,11 +482,12 @@ def test_l2_is_the_weight_decay_of_adam(name, monkeypatch, tmp_path):
         assert mine[key].dim() < 2 or not torch.allclose(mine[key], plain[key], rtol=0, atol=2e-6), key
 
 
-@pytest.mark.parametrize("sam", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("sam", [False, True])
 def test_swa_evaluates_the_mean_of_the_last_weights(sam, monkeypatch, tmp_path):
     monkeypatch.setattr(networks, "SWA_EVERY", 2)
     monkeypatch.setattr(networks, "SWA_STEPS", 9)
     script = pin(monkeypatch, "drq_sam_reset")
+    monkeypatch.setattr(script, "Agent", AGENTS["drq_sam_reset"])
     update, weights = script.update, []
 
     def seen_update(agent, *rest):
@@ -558,7 +558,8 @@ def test_doubled_is_twice_as_wide_and_the_other_has_the_weights_of_two(tmp_path)
 def encoder_run(tmp_path, *flags):
     """The folder of a short run of two agents."""
     script = common.load_script(ROOT / "algos" / "mdpo.py")
-    script.main([*flags_of("mdpo", tmp_path / "source", eval_every=0), "--env-id", "maze", *map(str, flags)], PlainEnvs)
+    short = flags_of("mdpo", tmp_path / "source", eval_every=0, total_timesteps=16, update_epochs=1)
+    script.main([*short, "--env-id", "maze", *map(str, flags)], PlainEnvs)
     return folder_in(tmp_path / "source")
 
 
@@ -567,11 +568,12 @@ def agents_in(folder):
     return [agent.state_dict() for agent in common.load_run(folder).agents()]
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_frozen_trains_new_heads_on_the_encoder_of_a_run(number, scripts, monkeypatch, tmp_path):
     source = encoder_run(tmp_path, "--num-levels", "7")
     flags = ["--encoder-agent", "2"] * (number == 2)
-    run(monkeypatch, "mdpo", "frozen", "--encoder", source, *flags, *flags_of("mdpo", tmp_path / "new", eval_every=0))
+    short = flags_of("mdpo", tmp_path / "new", eval_every=0, total_timesteps=16, update_epochs=1)
+    run(monkeypatch, "mdpo", "frozen", "--encoder", source, *flags, *short)
     folder = folder_in(tmp_path / "new")
     before, (after,) = agents_in(source)[number - 1], agents_in(folder)
     args = json.loads((folder / "args.json").read_text())["args"]
@@ -601,7 +603,8 @@ def test_frozen_begins_with_heads_of_its_own(tmp_path):
 
 def test_frozen_says_what_it_lacks(scripts, monkeypatch, capsys, tmp_path):
     source = encoder_run(tmp_path, "--num-agents", "1")
-    run(monkeypatch, "mdpo", "doubled", *flags_of("mdpo", tmp_path / "wide", eval_every=0))
+    wide = flags_of("mdpo", tmp_path / "wide", eval_every=0, total_timesteps=16, num_steps=8, update_epochs=1)
+    run(monkeypatch, "mdpo", "doubled", *wide, "--num-envs", "2")
     capsys.readouterr()
     tiny = flags_of("mdpo", tmp_path / "new")
     for flags, expected in (
@@ -632,8 +635,8 @@ def flags_of(name, runs_dir, **changes):
 
 def pin(monkeypatch, name):
     """The module of a script, on scripted environments, which is what common.load_script gives from now on."""
-    script = common.load_script(ROOT / "algos" / f"{name}.py")
-    script.make_envs = PlainEnvs
+    script = load(name)
+    monkeypatch.setattr(script, "make_envs", PlainEnvs)
     monkeypatch.setattr(common, "load_script", lambda _: script)
     return script
 
@@ -643,21 +646,6 @@ def run(monkeypatch, script, ablation, *flags):
     argv = [script, ablation, *map(str, flags)]
     monkeypatch.setattr(sys, "argv", ["benchmark/suites/ablations.py", *argv])  # what args.json holds
     ablations.main(argv)
-
-
-def same(a, b):
-    """Whether nested states are equal bit for bit."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
-def state_of(folder):
-    """A checkpoint without how long its log is."""
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    return {key: value for key, value in state.items() if key != "metrics_bytes"}
 
 
 def evaluations(folder):
@@ -674,7 +662,7 @@ MORE = {
     ("drq_sam_reset", "plain"): ["--active-units"],
 }
 LIKE = {(name, f"l2_{amount}") for name in ("drq_sam_reset", "sac_sam_reset") for amount in ("1e-3", "1e-5")}
-FAST = {("ppo_netrand", "cutout"), ("drq_sam_reset", "plain"), ("mdpo", "frozen")}  # one of each kind
+FAST = {("ppo_netrand", "cutout"), ("mdpo", "frozen")}  # one of environments, one of networks
 RESUMED = []
 for pair in EVERY:
     if pair not in LIKE:
@@ -690,7 +678,6 @@ def test_each_one_trains_evaluates_and_resumes_bit_for_bit(name, ablation, scrip
     with monkeypatch.context() as patch, pytest.raises(InterruptedError):
         patch.setattr(PlainEnvs, "left", 13)  # of 16 or 18 steps
         run(patch, name, ablation, *encoder, *flags_of(name, tmp_path / "part"), *flags)
-    gc.collect()  # what the interrupted run holds open
     whole, part = folder_in(tmp_path / "whole"), folder_in(tmp_path / "part")
     assert f"__{name}_{ablation}__1__" in part.name
     known = json.loads((part / "args.json").read_text())["args"]
@@ -737,47 +724,52 @@ def test_dropout_gives_ratios_of_one_at_first(monkeypatch, tmp_path):
     script, first = pin(monkeypatch, "ppo_netrand"), []
     update = script.update
     monkeypatch.setattr(script, "update", lambda *args: first.append(update(*args)) or first[-1])
-    flags = [*flags_of("ppo_netrand", tmp_path, total_timesteps=48, num_steps=4, eval_every=0), "--netrand"]
-    flags += ["--clean-prob", "0.5"]
+    flags = [*flags_of("ppo_netrand", tmp_path, total_timesteps=96, eval_every=0), "--netrand", "--clean-prob", "0.5"]
     run(monkeypatch, "ppo_netrand", "dropout", *flags)
     assert len(first) == 24 and all(parts["approx_kl"].abs() < 1e-6 for parts in first[::4])
     assert all(parts["approx_kl"].abs() > 1e-6 for parts in first[3::4])
 
 
-def test_active_units_are_logged_on_request_and_change_nothing(scripts, monkeypatch, tmp_path):
-    flags = ["--no-sam", "--reset-every", "3"]
-    run(monkeypatch, "drq_sam_reset", "plain", *flags_of("drq_sam_reset", tmp_path / "with"), *flags, "--active-units")
+class TwoStreams(AGENTS["drq_sam_reset"]):
+    """A small network with the head of drq_sam_reset.py."""
+
+    def __init__(self, envs, args):
+        super().__init__(envs, args)
+        self.head = load("drq_sam_reset").DuelingHead(16, int(envs.single_action_space.n), args.n_atoms, 0.5)
+
+
+def test_active_units_are_logged_on_request_and_change_nothing(monkeypatch, tmp_path):
+    script = pin(monkeypatch, "drq_sam_reset")
+    for name in ("Agent", "compare", "Replay"):  # the last two to be put back
+        monkeypatch.setattr(script, name, TwoStreams if name == "Agent" else getattr(script, name))
+    flags = ["--no-sam", "--reset-every", "3", "--eval-every", "3"]  # evaluated once before the first update
     run(monkeypatch, "drq_sam_reset", "plain", *flags_of("drq_sam_reset", tmp_path / "without"), *flags)
+    run(monkeypatch, "drq_sam_reset", "plain", *flags_of("drq_sam_reset", tmp_path / "with"), *flags, "--active-units")
     folder, without = folder_in(tmp_path / "with"), folder_in(tmp_path / "without")
     assert same(state_of(folder), state_of(without)) and "charts/active" not in (without / "metrics.csv").read_text()
-    script = scripts[-1]
-    finished = common.load_run(folder)
-    args, state = finished.args, finished.state
-    agent = script.Agent(PlainEnvs(args, "test"), args)
+    logged = [line.split(",") for line in evaluations(folder) if "active" in line]
+    assert [int(step) for step, *_ in logged] == [6, 6, 9, 9, 12, 12, 15, 15, 18, 18]
+
+    args = script.Args(**json.loads((folder / "args.json").read_text())["args"])
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    agent = TwoStreams(PlainEnvs(args, "test"), args)
     agent.load_state_dict(state["agent"])
-    replay = script.Replay(args.total_timesteps, (4, 84, 84), args, torch.device("cpu"))
+    replay = script.Replay(args.total_timesteps, (4, 84, 84), args, torch.device("cpu"), folder / "replay.bin")
     replay.load_state_dict(state["replay"])
-    replay.load(folder / "replay.bin")
     uniform = torch.rand(512, dtype=torch.float64, generator=torch.Generator().manual_seed(args.eval_seed))
     obs = replay.gather(replay.sample(uniform, 1.0)[0])["obs"]
-    hidden = slow_relus(agent.eval(), script.to_pixels(obs))
-    logged = [line.split(",") for line in evaluations(folder) if "active" in line]
-    for part, expected in hidden.items():
-        assert float(dict(row[1:] for row in logged)[f"charts/active_{part}"]) == pytest.approx(expected, abs=1e-6)
-    assert len(logged) == 2 * len([line for line in evaluations(folder) if "test_return" in line])
+    found = dict(row[1:] for row in logged[-2:])
+    for part, expected in slow_shares(agent.eval(), script.to_pixels(obs)).items():
+        assert float(found[f"charts/active_{part}"]) == pytest.approx(expected, abs=1e-6)
 
 
 @torch.no_grad()
-def slow_relus(agent, pixels):
+def slow_shares(agent, pixels):
     """Share of what is not zero behind the ReLUs, layer by layer."""
-    x, active = pixels, {"backbone": [], "head": []}
-    for layer in agent.backbone:
-        x = layer(x)
-        if isinstance(layer, nn.ReLU):
-            active["backbone"].append(x.flatten())
-    for stream in (agent.head.value, agent.head.advantage):
-        active["head"].append(stream[0](x).relu().flatten())
-    return {part: (torch.cat(values) > 0).float().mean().item() for part, values in active.items()}
+    hidden = agent.backbone(pixels)  # ends with its ReLU
+    head = [stream[0](hidden).relu() for stream in (agent.head.value, agent.head.advantage)]
+    shares = {"backbone": hidden, "head": torch.cat(head)}
+    return {part: (values > 0).float().mean().item() for part, values in shares.items()}
 
 
 def test_a_copy_is_known_by_its_arguments_and_lies_in_the_run(scripts, monkeypatch, tmp_path):

@@ -1,23 +1,20 @@
-"""benchmark/adaptation.py: what changes and when, the methods, the images, and the CSV of the runs."""
+"""benchmark/analyses/adaptation.py: what changes and when, the methods, the images, and the CSV of the runs."""
 
 import csv
 import itertools
 import shlex
-import sys
 import urllib.error
 from types import SimpleNamespace
 
+import adaptation
 import numpy as np
 import pytest
 import torch
 import torch.nn as nn
 import torchvision
-from conftest import ROOT
-from test_curves import load, run
+from runs import assert_refuses, run
 from torch.nn import functional as F
 
-sys.path.append(str(ROOT / "benchmark"))  # as for a script that is started there
-adaptation = load("adaptation")
 TINY = "--scale short --data synthetic --changes 3 --updates 2 --final-updates 3 --chunk-images 20 --test-images 30"
 TINY = shlex.split(f"{TINY} --batch-size 8 --seeds 1 --methods base --optimizers sgd --no-cuda")
 
@@ -300,7 +297,7 @@ def test_a_rows_command_makes_that_run_again(tmp_path, monkeypatch):
     run(adaptation, monkeypatch, *TINY, "--out", out, "--methods", "base", "sam+reset", "--strides", "3", "1", "1")
     wanted = [row for row in rows_of(out) if row["task"] == "label" and row["method"] == "sam+reset"]
     program, script, *flags = shlex.split(wanted[0]["command"].replace("<file>.csv", str(again)))
-    assert (program, script) == ("python", "benchmark/adaptation.py")
+    assert (program, script) == ("python", "benchmark/analyses/adaptation.py")
     run(adaptation, monkeypatch, *flags, "--no-cuda")
     assert rows_of(again) == wanted
     assert wanted[0]["commit"] and "torch==" in wanted[0]["packages"] and "cores" in wanted[0]["hardware"]
@@ -344,9 +341,9 @@ def test_the_table_has_the_best_method_first(tmp_path, monkeypatch, capsys):
         ("--strides 0 1 1", "--strides 0 1 1: nothing is left"),
         ("--data cifar10 --changes 101 --chunk-images 500", "CIFAR-10 has 50,000 images"),
         ("--data cifar10 --test-images 10001", "CIFAR-10 has 50,000 images"),
-        ("--out @/out.txt", "out.txt: a .csv file in a folder that exists"),
-        ("--out @/nowhere/out.csv", "out.csv: a .csv file in a folder that exists"),
-        ("--plot @/plot.csv", "plot.csv: a .png or .svg file in a folder that exists"),
+        ("--out @/out.txt", "out.txt: not a .csv file in a folder that exists"),
+        ("--out @/nowhere/out.csv", "out.csv: not a .csv file in a folder that exists"),
+        ("--plot @/plot.csv", "plot.csv: not a .png or .svg file in a folder that exists"),
         ("--out @/other.csv", "other.csv: there already, and not a CSV of this program"),
         ("--out @/folder.csv", "folder.csv: [Errno 21] Is a directory"),
     ],
@@ -356,8 +353,5 @@ def test_wrong_input_says_so_in_one_line(tmp_path, monkeypatch, capsys, flags, s
     (tmp_path / "folder.csv").mkdir()
     before = sorted(tmp_path.iterdir())
     flags = shlex.split(flags.replace("@", str(tmp_path)))
-    with pytest.raises(SystemExit, match=r"^2$"):
-        run(adaptation, monkeypatch, *TINY, "--out", tmp_path / "out.csv", *flags)
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and says in error and error.count("\n") == 1
+    assert_refuses(adaptation, monkeypatch, capsys, [*TINY, "--out", tmp_path / "out.csv", *flags], says)
     assert sorted(tmp_path.iterdir()) == before

@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
@@ -29,20 +30,18 @@ EVERY_SCRIPT = [
     ("--track", "--track: pip install wandb"),
     ("--cuda-required", "--cuda-required: torch finds no GPU here"),
     ("--env-id nowhere", "--env-id nowhere: no such"),
-    ("--resume @/run --evaluate @/run", "--resume and --evaluate: one of them"),
-    ("--resume @/nowhere", "nowhere cannot be read as a checkpoint: No such file"),
-    ("--evaluate @/nowhere.pt", "nowhere.pt cannot be read as a checkpoint: No such file"),
-    ("--resume @/text.pt", "text.pt cannot be read as a checkpoint"),
-    ("--evaluate @/text.pt", "text.pt cannot be read as a checkpoint"),
-    ("--resume @/cut.pt", "cut.pt cannot be read as a checkpoint"),
-    ("--resume @/list.pt", "list.pt is not a checkpoint of"),
-    ("--resume @/other.pt", "other.pt is not a checkpoint of"),
-    ("--evaluate @/other.pt", "other.pt is not a checkpoint of"),
-    ("--resume @/older.pt", "the checkpoint is of another version of this script"),
-    ("--resume @/run", "already: raise --total-timesteps, or --evaluate it"),
-    ("--resume @/run --seed 2", "--seed is 1 in that run and stays so"),
-    ("--resume @/run --exact-every 8", "--exact-every is"),
-    ("--evaluate @/run --seed 2", "--seed is 1 in that run and stays so"),
+    ("--resume @/nowhere", "nowhere is no run that can be read: [Errno 2] No such file"),
+    ("--resume @/run/checkpoint.pt", "checkpoint.pt is no run that can be read: [Errno 20] Not a directory"),
+    ("--resume @/text", "text is no run that can be read: "),
+    ("--resume @/cut", "cut is no run that can be read: "),
+    ("--resume @/list", "list is no run that can be read: "),
+    ("--resume @/other", "other is no run that can be read: it is a run of other.py"),
+    ("--resume @/older", "older is a run of another version of"),
+    ("--resume @/run", "is finished at step"),
+    ("--resume @/run --total-timesteps 99 --seed 2", "--seed is 1 in that run and stays so"),
+    ("--resume @/run --total-timesteps 99 --exact-every 8", "--exact-every is"),
+    ("--resume @/run --total-timesteps 99 --gamma 0.5", "--gamma is 0.9"),
+    ("--resume @/run --total-timesteps 99 --precision bf16", "--precision is fp32 in that run and stays so"),
     ("--exp-name a/b", "--exp-name a/b: is part of a folder's name"),
     ("--runs-dir @/text.pt", "cannot be written: Not a directory"),
     ("--runs-dir @/text.pt/deeper", "cannot be written: Not a directory"),
@@ -53,13 +52,11 @@ ONE_SCRIPT = {
         ("--env-id bigfsh", "--env-id bigfsh: no such game, bigfish is nearest of " + GAMES),
         ("--env-id Minor-v0", "--env-id Minor-v0: no such game, miner is nearest of " + GAMES),
         ("--env-id BigfishMedium-v0", "--env-id BigfishMedium-v0: no such game, bigfish is nearest of " + GAMES),
-        ("--num-minibatches 3", "--num-minibatches 3: does not cut 16384 steps into equal parts of two or more"),
+        ("--num-minibatches 3", "--num-minibatches 3: does not cut 16384 steps into equal parts of 2 or more"),
         ("--num-minibatches 16384", "--num-minibatches 16384: does not cut 16384 steps"),
         ("--num-steps 1000000000", "--num-envs x --num-steps: "),
         ("--num-levels 3000000000", "--num-levels 3000000000: from -1 to 2147483647"),
         ("--start-level 3000000000", "--start-level 3000000000: from 0 to 2147483647"),
-        ("--eval-episodes 96", "--eval-episodes 96: not a multiple of the 64 environments"),
-        ("--final-eval-episodes 65", "--final-eval-episodes 65: not a multiple of the 64 environments"),
         ("--eval-seed -1", "--eval-seed -1: from"),
         ("--num-levels -2", "--num-levels -2: from"),
         ("--start-level -1", "--start-level -1: from"),
@@ -77,11 +74,10 @@ ONE_SCRIPT = {
         ("--ent-coef -1", "--ent-coef -1.0: from"),
         ("--vf-coef -1", "--vf-coef -1.0: from"),
         ("--max-grad-norm -1", "--max-grad-norm -1.0: from"),
-        ("--resume @/run --gamma 0.9", "--gamma is 0.999 in that run and stays so"),
-        ("--resume @/run --env-id maze", "--env-id is bigfish in that run and stays so"),
-        ("--resume @/run --num-envs 4", "--num-envs is 2 in that run and stays so"),
-        ("--resume @/run --num-agents 1", "--num-agents is 2 in that run and stays so"),
-        ("--resume @/run --eval-episodes 3", "--eval-episodes 3: not a multiple of the 2 environments"),
+        ("--resume @/run --total-timesteps 99 --gamma 0.9", "--gamma is 0.999 in that run and stays so"),
+        ("--resume @/run --total-timesteps 99 --env-id maze", "--env-id is bigfish in that run and stays so"),
+        ("--resume @/run --total-timesteps 99 --num-envs 4", "--num-envs is 2 in that run and stays so"),
+        ("--resume @/run --total-timesteps 99 --num-agents 1", "--num-agents is 2 in that run and stays so"),
     ],
     "ppo_netrand": [
         ("--env-id coinrum", "--env-id coinrum: no such game, coinrun is nearest of " + GAMES),
@@ -93,11 +89,10 @@ ONE_SCRIPT = {
         ("--clean-prob -0.1", "--clean-prob -0.1: from 0 to 1"),
         ("--fm-coef -1", "--fm-coef -1.0: from"),
         ("--mc-samples -1", "--mc-samples -1: from"),
-        ("--num-minibatches 3", "--num-minibatches 3: does not cut 16384 steps into equal parts of two or more"),
+        ("--num-minibatches 3", "--num-minibatches 3: does not cut 16384 steps into equal parts of 2 or more"),
         ("--num-steps 1000000000", "--num-envs x --num-steps: "),
-        ("--final-eval-episodes 65", "--final-eval-episodes 65: not a multiple of the 64 environments"),
-        ("--resume @/run --clean-prob 0.9", "--clean-prob is 0.1 in that run and stays so"),
-        ("--resume @/run --no-netrand", "--netrand is True in that run and stays so"),
+        ("--resume @/run --total-timesteps 99 --clean-prob 0.9", "--clean-prob is 0.1 in that run and stays so"),
+        ("--resume @/run --total-timesteps 99 --no-netrand", "--netrand is True in that run and stays so"),
     ],
     "sac_sam_reset": [
         ("--env-id cheetah-walk", "--env-id cheetah-walk: no such task, cheetah-run is nearest of acrobot-swingup"),
@@ -108,9 +103,9 @@ ONE_SCRIPT = {
         ("--learning-starts 0", "--learning-starts 0: from 1"),
         ("--buffer-size 1000000000", "--buffer-size: 3906250 MB of replay do not fit into"),
         ("--total-timesteps 1000000000000", "--total-timesteps: 3906250000 MB of replay do not fit into"),
-        ("--resume @/run --sam-on actor", "--sam-on is both in that run and stays so"),
-        ("--resume @/run --action-repeat 4", "--action-repeat is 2 in that run and stays so"),
-        ("--resume @/run --env-id walker_run", "--env-id is cheetah-run in that run and stays so"),
+        ("--resume @/run --total-timesteps 99 --sam-on actor", "--sam-on is both in that run and stays so"),
+        ("--resume @/run --total-timesteps 99 --action-repeat 4", "--action-repeat is 2 in that run and stays so"),
+        ("--resume @/run --total-timesteps 99 --env-id walker_run", "--env-id is cheetah-run in that run and stays so"),
     ],
 }
 ONE_SCRIPT["drqv2_pieg"] = [
@@ -130,14 +125,13 @@ ONE_SCRIPT["drqv2_pieg"] = [
     ("--eval-modes color_easy --dmcgb-dir @", "(color_easy.json to color_easy.pt): `make dmcgb` fetches it"),
     ("--buffer-size 1000000000 --total-timesteps 1000000000", "--buffer-size: 20187579 MB of pictures do not fit"),
     ("--total-timesteps 1000000000000", "--total-timesteps: 20187377929 MB of pictures do not fit into"),
-    ("--resume @/run --encoder drqv2", "--encoder is resnet18 in that run and stays so"),
-    ("--resume @/run --n-step 3", "--n-step is 2 in that run and stays so"),
-    ("--evaluate @/run --eval-modes video_easy", "DMC-GB's data for video_easy is not in"),
+    ("--resume @/run --total-timesteps 99 --encoder drqv2", "--encoder is resnet18 in that run and stays so"),
+    ("--resume @/run --total-timesteps 99 --n-step 3", "--n-step is 2 in that run and stays so"),
 ]
 CASES = [(name, *case) for name in SCRIPTS for case in EVERY_SCRIPT + ONE_SCRIPT.get(name, [])]
 # What may differ in a resumed run, besides --total-timesteps and --cuda.
-FREE = {"save_minutes": 0.0, "eval_every": 0, "eval_episodes": 2, "final_eval_episodes": 2}
-FREE |= {"wandb_project_name": "p", "wandb_entity": "e"}
+MAY_CHANGE = {"save_minutes": 0.0, "eval_every": 0, "eval_episodes": 2, "final_eval_episodes": 2, "eval_seed": 7}
+MAY_CHANGE |= {"wandb_project_name": "p", "wandb_entity": "e"}
 TYRO = ["--nonsense 1", "--seed one", "--seed nan", "--precision fp8", "--resume"]  # tyro's own errors, in a box
 
 
@@ -158,13 +152,18 @@ def runs(tmp_path_factory):
         (run,) = (folder / "runs").iterdir()
         run.rename(folder / "run")
         (folder / "runs").rmdir()
-        whole = (folder / "run" / "checkpoint.pt").read_bytes()
-        (folder / "cut.pt").write_bytes(whole[: len(whole) // 2])
-        (folder / "text.pt").write_text("not a checkpoint")
+        about = json.loads((folder / "run" / "args.json").read_text())
         state = torch.load(folder / "run" / "checkpoint.pt", weights_only=True)
-        torch.save([state], folder / "list.pt")
-        torch.save(state | {"script": "other"}, folder / "other.pt")
-        torch.save(state | {"args": state["args"] | {"gone": 1}}, folder / "older.pt")
+        for broken in ("text", "cut", "list", "other", "older"):
+            shutil.copytree(folder / "run", folder / broken)
+        whole = (folder / "run" / "checkpoint.pt").read_bytes()
+        (folder / "cut" / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
+        (folder / "text" / "args.json").write_text("no JSON")
+        torch.save([state], folder / "list" / "checkpoint.pt")
+        torch.save(state | {"script": "other"}, folder / "other" / "checkpoint.pt")
+        about["args"]["gone"] = 1
+        (folder / "older" / "args.json").write_text(json.dumps(about))
+        (folder / "text.pt").write_text("a file")
     return found
 
 
@@ -219,23 +218,30 @@ def test_an_error_in_a_program_of_its_own(script, tmp_path):
 
 
 def test_a_resumed_run_may_change_what_is_not_learning(script, call, runs, tmp_path):
+    """Its args.json then has the last arguments, and a later resume begins with them."""
     run = shutil.copytree(runs[script.__name__] / "run", tmp_path / "run")
-    changes = FREE | {"total_timesteps": 3 * ROWS[script.__name__]["args"]["total_timesteps"] // 2}
-    before = torch.load(run / "checkpoint.pt", weights_only=True)
-    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in changes.items())
-    call(script, f"--resume {run} --cuda {flags}", ScriptedEnvs)
-    after = torch.load(run / "checkpoint.pt", weights_only=True)
-    assert after["step"] == changes["total_timesteps"] > before["step"]
-    assert after["args"] == before["args"] | changes | {"resume": str(run), "cuda": True}
+    steps = ROWS[script.__name__]["args"]["total_timesteps"]
+    before = json.loads((run / "args.json").read_text())["args"]
+    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in MAY_CHANGE.items())
+    call(script, f"--resume {run} --cuda --total-timesteps {3 * steps // 2} {flags}", ScriptedEnvs)
+    after = json.loads((run / "args.json").read_text())["args"]
+    changes = MAY_CHANGE | {"total_timesteps": 3 * steps // 2, "resume": str(run), "cuda": True}
+    assert after == before | changes
+    call(script, f"--resume {run} --total-timesteps {2 * steps}", ScriptedEnvs)
+    assert json.loads((run / "args.json").read_text())["args"] == after | {"total_timesteps": 2 * steps}
+    assert torch.load(run / "checkpoint.pt", weights_only=True)["step"] == 2 * steps
 
 
 @pytest.mark.parametrize("name", PROCGEN)
 @pytest.mark.parametrize("found, cure", [(True, "apt-get install libgl1 libglib2.0-0"), (False, "install PyQt5-Qt5")])
-def test_a_missing_system_library(name, found, cure, call, tmp_path, monkeypatch, capsys):
+def test_a_missing_system_library(name, found, cure, call, tmp_path, tmp_path_factory, monkeypatch, capsys):
     def missing(*args, **kwargs):
         raise OSError("libGL.so.1: cannot open shared object file")
 
-    package = types.SimpleNamespace(submodule_search_locations=["PyQt5"]) if found else None
+    qt = tmp_path_factory.mktemp("PyQt5")
+    (qt / "Qt5" / "lib").mkdir(parents=True)
+    (qt / "Qt5" / "lib" / "libQt5Core.so.5").touch()
+    package = types.SimpleNamespace(submodule_search_locations=[str(qt)]) if found else None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: package)
     monkeypatch.setattr(ctypes, "CDLL", missing)
     with pytest.raises(SystemExit, match=r"^2$"):
@@ -260,6 +266,6 @@ def test_a_missing_system_library(name, found, cure, call, tmp_path, monkeypatch
 def test_an_envpool_id_has_its_own_mode(name, env_id, mode, made, levels, tmp_path, monkeypatch):
     script, envpool = load(name), unittest.mock.MagicMock()
     monkeypatch.setattr(script, "import_envpool", lambda: envpool)
-    script.make_envs(tiny_args(name, tmp_path, env_id=env_id, distribution_mode=mode), "train")
+    script.make_envs(script.check(tiny_args(name, tmp_path, env_id=env_id, distribution_mode=mode)), "train")
     (call,) = envpool.make_gymnasium.call_args_list
     assert (call.args, call.kwargs["num_levels"]) == ((made,), levels)

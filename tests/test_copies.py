@@ -1,10 +1,11 @@
-"""The scripts repeat each other word for word; this holds the copies equal.
+"""The five scripts repeat each other word for word; this holds the copies equal. Other files are the user's own.
 
-python tests/test_copies.py --fix NAME --from algos/mdpo.py    # writes that file's text of NAME into the others
+python tests/test_copies.py --fix NAME --from algos/mdpo.py    # shows what differs and writes that file's text over it
 """
 
 import argparse
 import ast
+import difflib
 import io
 import re
 import sys
@@ -17,26 +18,29 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parent.parent
+FIVE = ("drq_sam_reset.py", "drqv2_pieg.py", "mdpo.py", "ppo_netrand.py", "sac_sam_reset.py")
 BANNERS = ["Imports", "Arguments", "Environments", "Networks", "The method", "Losses, targets, replay", "Update"]
-BANNERS += ["Training", "Evaluation, checkpoints and logs"]
+BANNERS += ["Training and evaluation", "Checkpoints, logs, command line"]
 BANNERS = [f"# ---- {number}. {title} ----" for number, title in enumerate(BANNERS, 1)]
-DIFFER = {"Args", "make_envs", "Agent", "update", "train", "evaluate", "check"}  # by nature, without a mark
-MARK = "# Modified from"
+# Names whose text differs from script to script by nature.
+DIFFER = {"Args", "make_envs", "Agent", "act", "update", "train", "evaluate", "compare", "load_agents", "check"}
+DIFFER |= {"MAY_CHANGE", "POSITIVE", "SMALLEST", "LARGEST", "GAMES", "Replay", "random_shift"}
+DIFFER |= {"Critic", "Actor", "projection", "mlp", "FRAMES", "ControlEnvs"}  # of DeepMind Control's two scripts
 BESIDES = {"torch.utils.tensorboard": "tensorboard", "dm_control": "mujoco"}  # what an import needs besides its own
 NAMED = {"cv2": "opencv-python-headless"}  # packages that are not called what is imported of them
 OPTIONAL = {"wandb"}  # imported if a flag asks for it
 
 
 def read(folder):
-    """{file name: source} of the scripts in a folder."""
-    return {path.name: path.read_text() for path in sorted(Path(folder).glob("*.py"))}
+    """{file name: source} of the five scripts in a folder."""
+    paths = [Path(folder) / file for file in FIVE]
+    return {path.name: path.read_text() for path in paths if path.is_file()}
 
 
 class Definition(NamedTuple):
-    """A top-level name: lines[first:last] of its file are its text and its mark."""
+    """A top-level name: lines[first:last] of its file are its text."""
 
     text: str
-    mark: str
     first: int
     last: int
 
@@ -45,14 +49,11 @@ def definitions(source):
     """{name: Definition} of the functions, classes and constants. The comments right above a name are of its text."""
     lines, found = source.splitlines(), {}
     for node in ast.parse(source).body:
-        first = code = min(part.lineno for part in [node, *getattr(node, "decorator_list", [])]) - 1
+        first = min(part.lineno for part in [node, *getattr(node, "decorator_list", [])]) - 1
         while first > 0 and lines[first - 1].startswith("#") and not lines[first - 1].startswith("# ----"):
             first -= 1
-        marked = next((i for i in range(first, code) if lines[i].startswith(MARK)), code)
-        text = "\n".join(lines[first:marked] + lines[code : node.end_lineno])
-        mark = " ".join(lines[marked:code])
         for name in names(node):
-            found[name] = Definition(text, mark, first, node.end_lineno)
+            found[name] = Definition("\n".join(lines[first : node.end_lineno]), first, node.end_lineno)
     return found
 
 
@@ -66,32 +67,12 @@ def names(node):
 
 
 def differing_copies(sources):
-    """A name has one text in all files, but for the marked and for those that differ by nature."""
+    """A name has one text in all files, but for those that differ by nature."""
     found, problems = {file: definitions(source) for file, source in sources.items()}, []
     for one, two in combinations(found, 2):
         for name in sorted((found[one].keys() & found[two].keys()) - DIFFER):
-            a, b = found[one][name], found[two][name]
-            if not (a.mark or b.mark) and a.text != b.text:
-                problems.append(f"{name} differs in {one} and {two}: --fix it, or put `{MARK} <file>: <why>` above one")
-    return problems
-
-
-def untrue_marks(sources):
-    """A mark says file and reason, stands right above a name, and that file's text of the name is another."""
-    problems = []
-    for file, source in sources.items():
-        marked = {name: part for name, part in definitions(source).items() if part.mark}
-        if len(re.findall(rf"^\s*{MARK}", source, re.MULTILINE)) != len({part.first for part in marked.values()}):
-            problems.append(f"{file}: a mark that is not right above a top-level name")
-        for name, part in marked.items():
-            match = re.fullmatch(rf"{MARK} (\w+\.py): \S.*", part.mark)
-            origin = match and definitions(sources.get(match[1], "")).get(name)
-            if not match:
-                problems.append(f"{file}: the mark of {name} is not `{MARK} <file>: <what and why>`")
-            elif match[1] == file or origin is None:
-                problems.append(f"{file}: {name} is marked as of {match[1]}, which is no other file with that name")
-            elif origin.text == part.text:
-                problems.append(f"{file}: {name} is marked, but has the text of {match[1]}")
+            if found[one][name].text != found[two][name].text:
+                problems.append(f"{name} differs in {one} and {two}: --fix it, or add it to DIFFER")
     return problems
 
 
@@ -111,14 +92,14 @@ def fields(source):
 
 
 def differing_fields(sources):
-    """A field of Args has one type and one comment in all files."""
+    """A field of Args has one type in all files. Its comment is true for its own script."""
     found = {file: fields(source) for file, source in sources.items()}
-    return [
-        f"the field {name} differs in {one} and {two}"
-        for one, two in combinations(found, 2)
-        for name in sorted(found[one].keys() & found[two].keys())
-        if found[one][name] != found[two][name]
-    ]
+    problems = []
+    for one, two in combinations(found, 2):
+        for name in sorted(found[one].keys() & found[two].keys()):
+            if found[one][name][0] != found[two][name][0]:
+                problems.append(f"the field {name} differs in {one} and {two}")
+    return problems
 
 
 def imports(source):
@@ -152,7 +133,7 @@ def wrong_packages(sources, requirements):
         needed |= {"PyQt5-Qt5"} if "libQt5" in source else set()
         unlike = {pin.split("==")[0] for pin in listed} ^ needed
         problems += [f"{file}: its PEP 723 block and its imports differ in {sorted(unlike)}"] if unlike else []
-        unpinned = set(listed) - set(requirements.split())
+        unpinned = set(listed) - set(requirements.splitlines())
         problems += [f"{file}: {sorted(unpinned)} not as in requirements.txt"] if unpinned else []
     return problems
 
@@ -172,19 +153,21 @@ def wrong_docstrings(sources):
 
 
 def all_problems(sources, requirements):
-    rules = [differing_copies, untrue_marks, wrong_banners, differing_fields, imports_of_ours, wrong_docstrings]
+    rules = [differing_copies, wrong_banners, differing_fields, imports_of_ours, wrong_docstrings]
     return [problem for rule in rules for problem in rule(sources)] + wrong_packages(sources, requirements)
 
 
 def fix(name, origin):
-    """Writes one script's text of a name into the scripts beside it, but where it is marked as modified."""
+    """Writes one script's text of a name into the other four, and prints what it overwrites."""
     sources = read(origin.parent)
     text = definitions(sources[origin.name])[name].text
     for file, source in sources.items():
         part = definitions(source).get(name)
-        if part and not part.mark:
+        if part and part.text != text:
             lines = source.splitlines()
             lines[part.first : part.last] = text.splitlines()
+            about = {"fromfile": file, "tofile": f"{file}, now", "lineterm": "", "n": 0}
+            print("\n".join(difflib.unified_diff(part.text.splitlines(), text.splitlines(), **about)))
             (origin.parent / file).write_text("\n".join(lines) + "\n")
 
 
@@ -193,6 +176,8 @@ def main(arguments=None):
     parser.add_argument("--fix", metavar="NAME", required=True)
     parser.add_argument("--from", dest="origin", metavar="FILE", type=Path, required=True)
     options = parser.parse_args(arguments)
+    if options.origin.name not in FIVE:
+        parser.error(f"{options.origin} is not one of {' '.join(FIVE)}")
     if not options.origin.is_file() or options.fix not in definitions(options.origin.read_text()):
         parser.error(f"{options.origin} has no {options.fix}")
     if options.fix in DIFFER:
@@ -202,7 +187,7 @@ def main(arguments=None):
 
 def test_the_scripts_keep_the_rules():
     sources = read(ROOT / "algos")
-    assert sources
+    assert sources.keys() == set(FIVE)
     assert all_problems(sources, (ROOT / "requirements.txt").read_text()) == []
 
 
@@ -234,7 +219,7 @@ LIBRARIES = ("libQt5Core.so.5",)
 
 # ---- 4. Networks ----
 @torch.no_grad()
-def act(agent):
+def noise_of(agent):
     return agent()  # sampled
 
 
@@ -252,11 +237,11 @@ def update():
     import wandb
 
 
-# ---- 8. Training ----
+# ---- 8. Training and evaluation ----
 RATE: float = 0.1
 
 
-# ---- 9. Evaluation, checkpoints and logs ----
+# ---- 9. Checkpoints, logs, command line ----
 def save():
     return None
 '''
@@ -267,7 +252,7 @@ def in_two(*changes):
     for old, new in zip(changes[::2], changes[1::2], strict=True):
         assert changed.count(old) == 1
         changed = changed.replace(old, new)
-    return {"one.py": SCRIPT, "two.py": changed}
+    return {"mdpo.py": SCRIPT, "ppo_netrand.py": changed}
 
 
 ALLOWED = {
@@ -278,38 +263,23 @@ ALLOWED = {
     "a name more": ["LEFT,", "MIDDLE = 0\nLEFT,"],
     "25 lines of docstring": ["What it does.", "What it does." + 24 * "\n"],
     "blank lines": ["RATE", "\n\nRATE"],
-    "marked": ["class Replay:\n    size = 1", "# Modified from one.py: more room\nclass Replay:\n    size = 2"],
-    "marked in two lines": [
-        "def save():\n    return None",
-        "# Modified from one.py: a\n# b\ndef save():\n    return 1",
-    ],
-    "marked below its comment": ["with.\n", "with.\n# Modified from one.py: one more\n", '5",)', '5", "")'],
+    "a comment that is true for one": ["one seed,", "a seed,"],
 }
 REFUSED = {
-    "function": (["return None", "return 1"], "save differs in one.py and two.py"),
+    "function": (["return None", "return 1"], "save differs in mdpo.py and ppo_netrand.py"),
     "class": (["size = 1", "size = 2"], "Replay differs"),
     "constant": (["0.1", "0.2"], "RATE differs"),
-    "decorator": (["@torch.no_grad()\n", ""], "act differs"),
-    "comment behind": (["sampled", "drawn"], "act differs"),
+    "decorator": (["@torch.no_grad()\n", ""], "noise_of differs"),
+    "comment behind": (["sampled", "drawn"], "noise_of differs"),
     "comment above": (["# What they", "# All they"], "LIBRARIES differs"),
-    "mark of an equal copy": (
-        ["def save", "# Modified from one.py: why\ndef save"],
-        "save is marked, but has the text",
-    ),
-    "mark of an unknown file": (["def save", "# Modified from six.py: why\ndef save"], "no other file with that name"),
-    "mark of itself": (["def save", "# Modified from two.py: why\ndef save"], "no other file with that name"),
-    "mark of a file without it": (["RATE", "# Modified from one.py: why\nSIZE"], "no other file with that name"),
-    "mark without a reason": (["def save", "# Modified from one.py\ndef save"], "the mark of save is not"),
-    "mark apart from a name": (["def save", "# Modified from one.py: why\n\ndef save"], "not right above"),
-    "banner missing": (["# ---- 6. Losses, targets, replay ----\n", ""], "two.py: banners"),
-    "banner spelled otherwise": (["3. Environments", "3. Environment"], "two.py: banners"),
+    "banner missing": (["# ---- 6. Losses, targets, replay ----\n", ""], "ppo_netrand.py: banners"),
+    "banner spelled otherwise": (["3. Environments", "3. Environment"], "ppo_netrand.py: banners"),
     "banners out of order": (
         ["4. Networks", "4. x", "5. The method", "4. Networks", "4. x", "5. The method"],
         "banners",
     ),
-    "a tenth banner": (["def save", "# ---- 10. More ----\ndef save"], "two.py: banners"),
+    "a tenth banner": (["def save", "# ---- 10. More ----\ndef save"], "ppo_netrand.py: banners"),
     "type of a field": (["int = 1", "float = 1"], "the field seed differs"),
-    "comment of a field": (["one seed,", "a seed,"], "the field seed differs"),
     "package not listed": (["import os", "import os\nimport tqdm"], "differ in ['tqdm']"),
     "package not imported": (['"torch==', '"tqdm==4.0", "torch=='], "differ in ['tqdm']"),
     "package imported inside": (["import wandb", "import tqdm.auto"], "differ in ['tqdm']"),
@@ -317,9 +287,12 @@ REFUSED = {
     "Qt not listed": (['"PyQt5-Qt5==5.0", ', ""], "differ in ['PyQt5-Qt5']"),
     "another pin": (["torch==3.0", "torch==3.1"], "['torch==3.1'] not as in requirements.txt"),
     "no pin": (["torch==3.0", "torch"], "['torch'] not as in requirements.txt"),
-    "another script imported": (["import os", "import os\n\nfrom one import save"], "two.py imports one"),
-    "a folder of ours imported": (["import os", "import os\n\nimport benchmark.x"], "two.py imports benchmark.x"),
-    "a relative import": (["import os", "import os\n\nfrom . import x"], "two.py imports ."),
+    "another script imported": (["import os", "import os\n\nfrom mdpo import save"], "ppo_netrand.py imports mdpo"),
+    "a folder of ours imported": (
+        ["import os", "import os\n\nimport benchmark.x"],
+        "ppo_netrand.py imports benchmark.x",
+    ),
+    "a relative import": (["import os", "import os\n\nfrom . import x"], "ppo_netrand.py imports ."),
     "long docstring": (["What it does.", "What it does." + 25 * "\n"], "a docstring of 26 lines"),
     "no docstring": (['"""What it does."""\n', ""], "a docstring of 0 lines"),
 }
@@ -340,25 +313,36 @@ def test_a_name_is_what_a_top_level_statement_makes():
     assert sorted(definitions(source)) == ["F", "a", "b", "c", "d", "e"]
 
 
-def test_fix_writes_one_text_into_the_others(tmp_path):
-    """Comment, decorator and body go over, the rest and marked copies stay."""
+def test_fix_writes_one_text_into_the_others_and_says_what_it_overwrites(tmp_path, capsys):
+    """Comment, decorator and body go over, the rest stays, and so does each file that is not one of the five."""
     sources = in_two("# What they", "# All they", '.5",)', '.6",)', "RATE: float = 0.1", "RATE: float = 0.2")
-    sources["six.py"] = SCRIPT.replace("# What they", "# Modified from one.py: more\n# What they")
+    sources["mine.py"] = SCRIPT.replace("# What they", "# Mine")
     for file, source in sources.items():
         (tmp_path / file).write_text(source)
-    main(["--fix", "LIBRARIES", "--from", str(tmp_path / "one.py")])
-    assert read(tmp_path) == sources | {"two.py": in_two("RATE: float = 0.1", "RATE: float = 0.2")["two.py"]}
-    main(["--fix", "RATE", "--from", str(tmp_path / "two.py")])
-    assert read(tmp_path)["one.py"] == in_two("RATE: float = 0.1", "RATE: float = 0.2")["two.py"]
+    second = in_two("RATE: float = 0.1", "RATE: float = 0.2")["ppo_netrand.py"]
+    main(["--fix", "LIBRARIES", "--from", str(tmp_path / "mdpo.py")])
+    assert (tmp_path / "ppo_netrand.py").read_text() == second
+    assert "-# All they draw with.\n" in capsys.readouterr().out
+    main(["--fix", "RATE", "--from", str(tmp_path / "ppo_netrand.py")])
+    assert (tmp_path / "mdpo.py").read_text() == second
+    assert "-RATE: float = 0.1\n" in capsys.readouterr().out
+    main(["--fix", "RATE", "--from", str(tmp_path / "ppo_netrand.py")])
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "mine.py").read_text() == sources["mine.py"]
 
 
-@pytest.mark.parametrize("name", ["Args", "nowhere"])
-def test_fix_refuses(name, tmp_path, capsys):
-    """A name that differs by nature, and one that the file lacks."""
-    (tmp_path / "one.py").write_text(SCRIPT)
+@pytest.mark.parametrize(
+    ("name", "file"), [("Args", "mdpo.py"), ("nowhere", "mdpo.py"), ("RATE", "mine.py"), ("RATE", "sac_sam_reset.py")]
+)
+def test_fix_refuses(name, file, tmp_path, capsys):
+    """A name that differs by nature, one that the file lacks, a file that is not one of the five or not there."""
+    for other in ("mdpo.py", "ppo_netrand.py", "mine.py"):
+        (tmp_path / other).write_text(SCRIPT)
     with pytest.raises(SystemExit, match="2"):
-        main(["--fix", name, "--from", str(tmp_path / "one.py")])
-    assert name in capsys.readouterr().err
+        main(["--fix", name, "--from", str(tmp_path / file)])
+    error = capsys.readouterr().err
+    assert name in error or file in error
+    assert {path.read_text() for path in tmp_path.iterdir()} == {SCRIPT}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,19 +10,20 @@ import torch
 import tyro
 from conftest import (
     ROWS,
-    SCRIPTS,
     ScriptedEnvs,
     TinyAgent,
+    folder_in,
     load,
     make_agent_of,
     replace,
+    state_of,
     tiny_args,
     weights,
 )
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-PROCGEN = [name for name in SCRIPTS if hasattr(load(name), "PROCGEN_RETURNS")]
+PROCGEN = ["mdpo", "ppo_netrand"]
 
 
 def trained(script, runs_dir, make_envs=ScriptedEnvs, **changes):
@@ -34,14 +34,15 @@ def trained(script, runs_dir, make_envs=ScriptedEnvs, **changes):
 
 # ---- Seeds ----
 def test_seed_decides_the_weights(script, tmp_path):
-    def same_envs(args, split, restart=0):
-        return ScriptedEnvs(replace(args, seed=0), split, restart)
+    def same_envs(args, split, start=0):
+        return ScriptedEnvs(replace(args, seed=0), split, start)
 
     first, again, other = (trained(script, tmp_path, same_envs, seed=seed, eval_every=0) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same_on_the_real_environment(script, tmp_path):
     """Whatever order sets have, and whether a run is evaluated and saved on the way or not."""
     once = ("--eval-episodes", "1", "--final-eval-episodes", "1")
@@ -63,9 +64,9 @@ def start(script, runs_dir, hash_seed, *flags):
 
 def saved(script, runs_dir):
     """The weights in the last checkpoint of the one run there is."""
-    (path,) = Path(runs_dir).glob("*/checkpoint.pt")
-    tensors = [value for name, value in script.leaves(script.load_checkpoint(path)) if "agent." in name]
-    return torch.cat([value.flatten().double() for value in tensors])
+    state = state_of(folder_in(runs_dir))
+    names = [name for name in state if name.startswith(("agent.", "agents."))]
+    return torch.cat([state[name].flatten().double() for name in names])
 
 
 # ---- Watching a run ----
@@ -83,6 +84,7 @@ def procgen(name, split, steps=0, **changes):
     """Levels that some environments of a Procgen script come by: [steps + 1, num_envs]."""
     script = load(name)
     args = replace(tyro.cli(script.Args, args=ROWS[name]["flags"].split()), num_envs=32, **changes)
+    args = script.check(replace(args, num_agents=1) if name == "mdpo" else args)
     envs, rng = script.make_envs(args, split), np.random.default_rng(1)
     infos = [envs.reset()[1], *(envs.step(rng.integers(0, 15, 32))[-1] for _ in range(steps))]
     envs.close()
@@ -116,7 +118,7 @@ def test_levels_follow_the_seed(name):
 def test_each_evaluation_is_on_the_same_levels(name):
     """Whoever is evaluated and whatever the run's seed; the same agent gets the same returns."""
     script, levels = load(name), []
-    args = tyro.cli(script.Args, args=ROWS[name]["flags"].split())
+    args = script.check(tyro.cli(script.Args, args=ROWS[name]["flags"].split()))
 
     def make_envs(args, split):
         envs = script.make_envs(args, split)
@@ -128,7 +130,8 @@ def test_each_evaluation_is_on_the_same_levels(name):
     def returns(seed, run_seed):
         torch.manual_seed(seed)
         agent = TinyAgent(ScriptedEnvs(args, "test"), args)
-        return script.evaluate(agent, replace(args, seed=run_seed), make_envs, "test", 4).tolist()
+        run_args = replace(args, seed=run_seed, eval_episodes=4, **{"mc_samples": 0} if name == "ppo_netrand" else {})
+        return script.evaluate(agent, run_args, make_envs, "test").tolist()
 
     first, again, _ = returns(1, 1), returns(1, 2), returns(2, 1)
     assert first == again
@@ -137,37 +140,46 @@ def test_each_evaluation_is_on_the_same_levels(name):
 
 # ---- Streams ----
 def recorded_run(monkeypatch, tmp_path, **changes):
-    """mdpo.py's initial weights of each agent, and for each act the agent's number, noise and actions."""
-    script, agents, initial, acts = load("mdpo"), [], [], []
+    """mdpo.py's initial weights of each agent, and for each act the noise and the actions [A, N, ...]."""
+    script, initial, acts = load("mdpo"), [], []
     act = script.act
 
     def make_agent(*args):
-        agents.append(TinyAgent(*args))
-        initial.append(weights(agents[-1:]))
-        return agents[-1]
+        agent = TinyAgent(*args)
+        initial.append(weights(agent))
+        return agent
 
-    def recorded(agent, obs, noise):
-        actions, *rest = act(agent, obs, noise)
-        acts.append((agents.index(agent), noise, actions))
-        return actions, *rest
+    def recorded(agents, obs, noise):
+        row = act(agents, obs, noise)
+        acts.append((noise.clone(), row["actions"].clone()))
+        return row
 
     with monkeypatch.context() as patch:
         patch.setattr(script, "act", recorded)
-        script.train(tiny_args("mdpo", tmp_path, eval_every=0, **changes), ScriptedEnvs, make_agent)
+        script.train(tiny_args("mdpo", tmp_path, eval_every=0, **changes), agents_apart, make_agent)
     return initial, acts
+
+
+def agents_apart(args, split, start=0):
+    """Scripted environments in which an agent sees the same, whether there is another one or not."""
+    envs = ScriptedEnvs(args, split, start)
+    draw, alone = envs.observe, replace(args, num_agents=1)
+    first = ScriptedEnvs(alone, split, start)
+    envs.observe = lambda: np.concatenate([first.observe(), draw()])[: envs.num_envs]
+    return envs
 
 
 def test_initial_weights_and_noise_follow_the_seed(monkeypatch, tmp_path):
     (initial, acts), (other_initial, other_acts) = (recorded_run(monkeypatch, tmp_path, seed=seed) for seed in (1, 2))
     assert not torch.equal(initial[0], other_initial[0])
-    assert not torch.equal(acts[0][1], other_acts[0][1])
+    assert not torch.equal(acts[0][0], other_acts[0][0])
 
 
 def test_more_epochs_shift_no_noise(monkeypatch, tmp_path):
     _, few = recorded_run(monkeypatch, tmp_path, update_epochs=1)
     _, many = recorded_run(monkeypatch, tmp_path, update_epochs=3)
-    assert all(torch.equal(a, b) for (_, a, _), (_, b, _) in zip(few, many, strict=True))
-    noises = torch.stack([noise for _, noise, _ in few])
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(few, many, strict=True))
+    noises = torch.stack([noise for noise, _ in few])
     assert len(noises.unique()) > 0.99 * noises.numel()  # no two agents or steps share theirs
 
 
@@ -176,10 +188,9 @@ def test_a_second_agent_shifts_nothing_of_the_first(monkeypatch, tmp_path):
     initial_two, two = recorded_run(monkeypatch, tmp_path, num_agents=2)
     assert torch.equal(initial_one[0], initial_two[0])
     assert not torch.equal(initial_two[0], initial_two[1])
-    first = [row for row in two if row[0] == 0]
-    assert all(torch.equal(a, b) for (_, a, _), (_, b, _) in zip(one, first, strict=True))
+    assert all(torch.equal(a[0], b[0]) for (a, _), (b, _) in zip(one, two, strict=True))
     rollout = tiny_args("mdpo", tmp_path).num_steps
-    assert all(torch.equal(a, b) for (_, _, a), (_, _, b) in zip(one[:rollout], first[:rollout], strict=True))
+    assert all(torch.equal(a[0], b[0]) for (_, a), (_, b) in zip(one[:rollout], two[:rollout], strict=True))
 
 
 # ---- What is captured ----
@@ -258,10 +269,10 @@ def test_act_samples_from_the_policy():
         return logits.expand(len(obs), 5), obs
 
     obs, noise = torch.arange(draws), torch.empty(draws, 5).exponential_(generator=torch.Generator().manual_seed(1))
-    actions, log_probs, values = act(policy, obs, noise)
+    row = {key: value[0] for key, value in act([policy], obs[None], noise[None]).items()}
     expected = draws * logits.softmax(0)
-    assert (actions.bincount(minlength=5) - expected).square().div(expected).sum() < 18.5
-    assert torch.equal(log_probs, logits.log_softmax(0)[actions])
-    assert torch.equal(values, obs)
-    assert torch.equal(act(policy, obs, noise)[0], actions)
-    assert not torch.equal(act(policy, obs, noise.flip(0))[0], actions)
+    assert (row["actions"].bincount(minlength=5) - expected).square().div(expected).sum() < 18.5
+    assert torch.equal(row["log_probs"], logits.log_softmax(0)[row["actions"]])
+    assert torch.equal(row["values"], obs)
+    assert torch.equal(act([policy], obs[None], noise[None])["actions"][0], row["actions"])
+    assert not torch.equal(act([policy], obs[None], noise.flip(0)[None])["actions"][0], row["actions"])

@@ -1,4 +1,4 @@
-"""benchmark/drawerworld.py: Meta-World's dynamics, another table, and episodes that are worth 1 where they succeed."""
+"""benchmark/suites/drawerworld.py: Meta-World's dynamics, another table, and 1 for an episode that succeeds."""
 
 import importlib.metadata
 import importlib.util
@@ -11,12 +11,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, load
+from conftest import ROOT
 from PIL import Image
 
-sys.path.insert(0, str(ROOT / "benchmark"))
+sys.path[:0] = [str(ROOT / "benchmark" / "suites"), str(ROOT / "benchmark")]
 import drawerworld
-import suites
+import pixels
 
 needs_metaworld = pytest.mark.skipif(
     importlib.util.find_spec("metaworld") is None,
@@ -26,9 +26,9 @@ needs_metaworld = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True, scope="module")
 def renderer():
-    """Easy to miss: torch's compiler first, as in a run, for what Mesa loads makes its import crash."""
+    """torch's compiler first, as in a run: after Mesa its import crashes."""
     importlib.import_module("torch._inductor")
-    load("sac_sam_reset").import_suite()
+    pixels.own_frames(str(ROOT / "algos" / "sac_sam_reset.py"))
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def blanket(tmp_path_factory, monkeypatch):
 
 def make(split, task="drawer_close", seed=1, num_envs=1, repeat=2, **frames):
     args = SimpleNamespace(env_id=task, seed=seed, num_envs=num_envs, action_repeat=repeat)
-    return drawerworld.make_envs(args, split, **frames)
+    return pixels.make_envs(drawerworld.SUITE, args, split, **frames)
 
 
 def first_picture(split, **about):
@@ -76,7 +76,9 @@ def scene_with(texture, folder):
 
 
 @needs_metaworld
-@pytest.mark.parametrize("texture", ["wood", "metal", "marble", "blanket"])
+@pytest.mark.parametrize(
+    "texture", ["wood", *(pytest.param(name, marks=pytest.mark.slow) for name in ("metal", "marble", "blanket"))]
+)
 def test_a_table_is_that_of_a_scene_that_names_its_file(texture, tmp_path):
     import mujoco
 
@@ -113,13 +115,14 @@ def test_grid_is_the_checker_of_dm_control_s_floor_and_black_is_black():
         '<mujoco><asset><texture name="T_table" type="2d" builtin="checker" rgb1=".1 .2 .3" rgb2=".2 .3 .4"'
         ' width="300" height="300" mark="edge" markrgb=".2 .3 .4"/></asset></mujoco>'
     )
-    grid = table_of(drawerworld.sawyer("drawer_close", "grid").model)
+    grid = table_of(drawerworld.sawyer("drawer-close", "grid").model)
     assert grid.shape == (300, 300, 3) and len(np.unique(grid.reshape(-1, 3), axis=0)) == 2
     assert np.array_equal(grid, table_of(donor))
-    assert not table_of(drawerworld.sawyer("drawer_close", "black").model).any()
+    assert not table_of(drawerworld.sawyer("drawer-close", "black").model).any()
 
 
 @needs_metaworld
+@pytest.mark.slow
 def test_a_texture_changes_the_table_and_nothing_else():
     import mujoco
 
@@ -137,7 +140,7 @@ def test_a_texture_changes_the_table_and_nothing_else():
         np.array([mask[max(r - 1, 0) : r + 2, max(c - 1, 0) : c + 2].all() for r, c in np.ndindex(84, 84)])
         for mask in (table, ~table)
     )  # away from edges, which are smoothed
-    pictures = {name: first_picture(name).reshape(3, -1) for name in drawerworld.VARIANTS}
+    pictures = {name: first_picture(name).reshape(3, -1) for name in drawerworld.TEXTURES}
     for name, picture in pictures.items():
         for other in pictures.keys() - {name}:
             changed = (picture != pictures[other]).any(0)
@@ -148,7 +151,7 @@ def test_a_texture_changes_the_table_and_nothing_else():
     for name in ("grid", "wood"):
         envs = make(name, repeat=5)
         envs.reset()
-        envs.envs[0].tested = False  # Meta-World's rewards
+        envs.envs[0].training = True  # Meta-World's rewards
         outcome = [envs.step(action)[1:4] for action in actions]
         states.append((outcome, envs.envs[0].env.data.qpos.copy()))
         envs.close()
@@ -170,7 +173,7 @@ def test_frames_of_another_size_in_gray():
 @needs_metaworld
 def test_it_is_the_pinned_one():
     pin = f"metaworld=={importlib.metadata.version('metaworld')}"
-    assert pin in (ROOT / "benchmark" / "requirements-drawerworld.txt").read_text().splitlines()
+    assert pin in (ROOT / "benchmark" / "suites" / "requirements-drawerworld.txt").read_text().splitlines()
 
 
 @needs_metaworld
@@ -180,7 +183,7 @@ def test_a_weld_has_a_number_that_meta_world_has_no_room_for():
 
     with pytest.raises(ValueError, match=r"from shape \(11,\) into shape \(12,\)"):
         ALL_V3_ENVIRONMENTS["drawer-close-v3"]()
-    env = drawerworld.sawyer("drawer_close", "grid")
+    env = drawerworld.sawyer("drawer-close", "grid")
     before = mujoco.MjModel.from_xml_path(env.fullpath)
     welds = before.eq_type == mujoco.mjtEq.mjEQ_WELD
     assert welds.any() and np.array_equal(env.model.eq_data[~welds], before.eq_data[~welds])
@@ -235,7 +238,7 @@ def test_meta_world_s_own_policy_succeeds(task, split, blind):
 @needs_metaworld
 @pytest.mark.parametrize("task, bound", [("drawer_close", 0.065), ("drawer_open", 0.03)])
 def test_success_is_a_handle_that_is_near_its_place(task, bound, blind):
-    drawer, distances, terminated = Blind(task, "grid", 1, tested=True), [], False
+    drawer, distances, terminated = Blind(task.replace("_", "-"), "grid", 1, training=False), [], False
     drawer.reset()
     policy = policy_of(task)
     while not terminated:
@@ -270,6 +273,7 @@ def test_training_has_meta_world_s_rewards(blind):
 
 
 @needs_metaworld
+@pytest.mark.slow
 def test_the_drawer_stands_elsewhere_each_episode_and_the_seed_says_where(blind):
     def places(split, **about):
         envs, found = make(split, **about), []
@@ -287,7 +291,7 @@ def test_the_drawer_stands_elsewhere_each_episode_and_the_seed_says_where(blind)
 
 
 @needs_metaworld
-@pytest.mark.parametrize("task", ["drawer_close", "drawer_open"])
+@pytest.mark.parametrize("task", ["drawer_close", pytest.param("drawer_open", marks=pytest.mark.slow)])
 def test_the_first_picture_follows_from_the_seed(task):
     picture = first_picture("test", task=task)
     assert np.array_equal(picture, first_picture("grid", task=task))
@@ -295,6 +299,7 @@ def test_the_first_picture_follows_from_the_seed(task):
 
 
 @needs_metaworld
+@pytest.mark.slow
 def test_environments_beside_each_other_draw_their_own():
     together, alone = make("grid"), first_picture("wood")
     together.reset()
@@ -317,10 +322,10 @@ def one_line(capsys):
 
 def test_without_meta_world_it_says_how_to_get_it(monkeypatch, capsys):
     monkeypatch.setattr(drawerworld.importlib.util, "find_spec", lambda _: None)
-    for call in (lambda: make("train"), lambda: suites.main(drawerworld, ["sac_sam_reset"])):
+    for call in (lambda: make("train"), lambda: pixels.main(drawerworld.SUITE, ["sac_sam_reset"])):
         with pytest.raises(SystemExit, match=r"^2$"):
             call()
-        assert "Meta-World: pip install --no-deps -r benchmark/requirements-drawerworld.txt" in one_line(capsys)
+        assert "Meta-World: pip install --no-deps -r benchmark/suites/requirements-drawerworld.txt" in one_line(capsys)
 
 
 @pytest.mark.parametrize("name", ["blanket", "fabric", "tartan"])
@@ -362,4 +367,4 @@ def test_make_test_stops_where_anything_fails_but_getting_meta_world(target, bro
     (tmp_path / ".venv" / "installed").touch()
     done = subprocess.run(["make", "MISSING=", "SLURM=true", target], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
-    assert ("the tests of benchmark/drawerworld.py are skipped" in done.stderr) == warned
+    assert ("the tests of benchmark/suites/drawerworld.py are skipped" in done.stderr) == warned

@@ -2,15 +2,13 @@
 
 import copy
 import math
-import os
-import signal
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from conftest import ScriptedEnvs, assert_resumes_exactly, assert_same, folder_in, leaves_of, load, replace
+from conftest import ScriptedEnvs, assert_resumes_exactly, folder_in, load, replace, same, state_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 drq = load("drq_sam_reset")
@@ -20,16 +18,18 @@ CPU = torch.device("cpu")
 class Envs(ScriptedEnvs):
     """Frames of 12 x 12 in stacks of 4; games of 7 steps; a life is lost with every third step of a game."""
 
-    def __init__(self, args, split, restart=0):
-        super().__init__(args, split, restart, obs_shape=(4, 12, 12), num_actions=3)
+    def __init__(self, args, split, start=0):
+        super().__init__(args, split, start, obs_shape=(4, 12, 12), num_actions=3)
 
     def step(self, actions):
-        reward = 2 * (actions == self.time % 3).astype(np.float32) - 1
+        reward = 6 * (actions == self.time % 3).astype(np.float32) - 3
         self.time += 1
+        self.returns += reward
         ended = self.time == 7
         lost = (self.time % 3 == 0) & ~ended
-        self.time[ended] = 0
-        return self.observe(), reward, ended, np.zeros_like(ended), {"life_lost": lost}
+        episodes = [(int(n), float(self.returns[n]), 7) for n in np.flatnonzero(ended)]
+        self.time[ended], self.returns[ended] = 0, 0
+        return self.observe(), reward, ended, np.zeros_like(ended), {"life_lost": lost, "episodes": episodes}
 
 
 class Small(nn.Module):
@@ -115,16 +115,6 @@ def test_noisy_layer_entry_by_entry():
     assert layer.bias_sigma.unique().tolist() == pytest.approx([0.5 / 3**0.5])
 
 
-def test_noisy_weights_are_built_once_and_only_in_that_context():
-    layer, x = drq.NoisyLinear(5, 3, 0.5), torch.randn(2, 5)
-    drq.set_noise(layer, torch.randn(8))
-    before = layer(x)
-    with drq.built_once(layer):
-        drq.set_noise(layer, torch.randn(8))
-        torch.testing.assert_close(layer(x), before)
-    assert (layer(x) - before).abs().min() > 0
-
-
 def test_sam_climbs_rho_along_the_gradient_and_comes_back_exactly():
     matrix, w = torch.tensor([[3.0, 1.0], [1.0, 2.0]]), nn.Parameter(torch.tensor([1.0, -2.0]))
     before, gradient = w.detach().clone(), matrix @ w.detach()
@@ -141,9 +131,9 @@ class Space:
     single_action_space = gym.spaces.Discrete(3)
 
 
-def filled(args, steps=40, capacity=60):
+def filled(args, steps=40, capacity=60, path=None):
     rng = np.random.default_rng(0)
-    replay = drq.Replay(capacity, (4, 12, 12), args, CPU)
+    replay = drq.Replay(capacity, (4, 12, 12), args, CPU, path)
     replay.begin(rng.integers(1, 256, (12, 12), dtype=np.uint8))
     for _ in range(steps):
         frame = rng.integers(1, 256, (12, 12), dtype=np.uint8)
@@ -260,7 +250,7 @@ def test_update_reads_nothing_back(tmp_path, changes):
 def test_replay_is_a_list_of_transitions():
     """Stacks, returns and bootstraps of each row that can be sampled, with two breaks."""
     rng, args = np.random.default_rng(1), drq.Args(n_step=4, gamma=0.9)
-    replay, stack = drq.Replay(300, (4, 6, 6), args, CPU), np.zeros((4, 6, 6), np.uint8)
+    replay, stack = drq.Replay(300, (4, 6, 6), args, CPU, None), np.zeros((4, 6, 6), np.uint8)
 
     def next_stack(stack, begins):
         frame = rng.integers(1, 256, (6, 6), dtype=np.uint8)
@@ -321,36 +311,50 @@ def test_sampling_is_prioritised_and_weighted():
     assert replay.priorities[38] == max(greatest, 2**32)  # new rows get the greatest ever seen
 
 
+def kept(replay):
+    """A replay's state as a checkpoint holds it: of its own memory."""
+    return {name: value.clone() if torch.is_tensor(value) else value for name, value in replay.state_dict().items()}
+
+
 def test_replay_of_one_step_comes_back_from_its_file(tmp_path):
-    args = drq.Args(n_step=3)
-    replay, other = filled(args, steps=1), drq.Replay(60, (4, 12, 12), args, CPU)
-    replay.save(tmp_path / "replay.bin")
-    other.load_state_dict(replay.state_dict())
-    other.load(tmp_path / "replay.bin")
+    args, path = drq.Args(n_step=3), tmp_path / "replay.bin"
+    replay, other = filled(args, steps=1, path=path), drq.Replay(60, (4, 12, 12), args, CPU, path)
+    other.load_state_dict(kept(replay))
     assert all(torch.equal(other.rows[name][:1], replay.rows[name][:1]) for name in replay.rows)
 
 
 def test_replay_comes_back_from_its_file(tmp_path):
-    args = drq.Args(n_step=3)
-    replay = filled(args)
-    replay.save(tmp_path / "replay.bin")
-    state = {name: value.clone() if torch.is_tensor(value) else value for name, value in replay.state_dict().items()}
+    """Rows that were written after the checkpoint are not read, and are overwritten."""
+    args, path = drq.Args(n_step=3), tmp_path / "replay.bin"
+    replay = filled(args, path=path)
+    state = kept(replay)
     replay.add(1, 1.0, True, np.ones((12, 12), np.uint8))
-    replay.save(tmp_path / "replay.bin")  # appended; the state knows nothing of it
-    other = drq.Replay(80, (4, 12, 12), args, CPU)
+    kept(replay)  # appended; the state knows nothing of it
+    assert path.stat().st_size == 41 * replay.row.itemsize
+    other = drq.Replay(80, (4, 12, 12), args, CPU, path)
     other.load_state_dict(state)
-    other.load(tmp_path / "replay.bin")
     assert all(torch.equal(other.rows[name][:40], replay.rows[name][:40]) for name in replay.rows)
+    assert torch.equal(other.priorities[:40], state["priorities"]) and other.greatest == state["greatest"]
     other.add(2, 0.0, False, np.ones((12, 12), np.uint8))
-    other.save(tmp_path / "replay.bin")
-    assert (tmp_path / "replay.bin").stat().st_size == 41 * replay.row.itemsize
-    again = drq.Replay(80, (4, 12, 12), args, CPU)
-    again.load_state_dict(other.state_dict())
-    again.load(tmp_path / "replay.bin")
+    newer = kept(other)
+    assert path.stat().st_size == 41 * replay.row.itemsize
+    again = drq.Replay(80, (4, 12, 12), args, CPU, path)
+    again.load_state_dict(newer)
     assert again.rows["actions"][40] == 2
-    with pytest.raises(SystemExit):
-        other.size = 50
-        other.load(tmp_path / "replay.bin")
+    for write in (lambda: path.write_bytes(path.read_bytes()[:-1]), path.unlink):
+        write()
+        with pytest.raises(SystemExit, match=r"^2$"):
+            drq.Replay(80, (4, 12, 12), args, CPU, path).load_state_dict(newer)
+
+
+def test_a_reward_that_is_not_finite_is_never_saved(tmp_path):
+    replay = filled(drq.Args(n_step=3), path=tmp_path / "replay.bin")
+    replay.state_dict()
+    before = replay.path.read_bytes()
+    replay.add(0, float("nan"), False, np.ones((12, 12), np.uint8))
+    with pytest.raises(SystemExit, match="not finite"):
+        replay.state_dict()
+    assert replay.path.read_bytes() == before
 
 
 # ---- Runs ----
@@ -358,39 +362,32 @@ def test_resumed_bit_for_bit(tmp_path):
     assert_resumes_exactly(tmp_path, go, tiny, Envs, exact_step=28)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_saves_and_the_run_is_continued(tmp_path, number):
-    class Interrupted(Envs):
-        steps = 0
-
-        def step(self, actions):
-            Interrupted.steps += 1
-            if Interrupted.steps == 19:
-                os.kill(os.getpid(), number)
-            return super().step(actions)
-
-    with pytest.raises(SystemExit) as stopped:
-        go(tiny(tmp_path, eval_every=0), Interrupted)
-    assert stopped.value.code == 128 + number
-    folder = folder_in(tmp_path)
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    assert state["step"] == 19 and not state["exact"] and state["replay"]["size"] == 19
-    go(tiny(tmp_path, eval_every=0, resume=str(folder)))
-    assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 48
+def test_logged_rewards_are_clipped_and_returns_are_not(tmp_path):
+    go(tiny(tmp_path, eval_every=0))
+    rows = [line.split(",") for line in (folder_in(tmp_path) / "metrics.csv").read_text().splitlines()[1:]]
+    returns = [float(value) for _, key, value in rows if key == "charts/episodic_return"]
+    rewards = [float(value) for _, key, value in rows if key == "charts/reward"]
+    assert len(returns) == 6 and {abs(value) % 3 for value in returns} == {0} and max(map(abs, returns)) > 7 * 0.2
+    # Written at the exact points (steps 14, 28, 42) and at the end: four means, which hold all rewards.
+    means = np.array(rewards) @ [14, 14, 14, 6]
+    assert len(rewards) == 4 and -48 <= means <= 48 and means == pytest.approx(round(means), abs=1e-9)
+    assert sum(returns) / 3 == pytest.approx(np.array(rewards[:3]) @ [14, 14, 14])
 
 
 def test_evaluation_changes_nothing(tmp_path):
     for name, every in (("with", 16), ("without", 0)):
         go(tiny(tmp_path / name, eval_every=every))
-    states = [leaves_of(folder_in(tmp_path / name) / "checkpoint.pt") for name in ("with", "without")]
-    assert_same(*states)
+    states = [state_of(folder_in(tmp_path / name)) for name in ("with", "without")]
+    for state, evaluated in zip(states, (48, 0), strict=True):
+        assert state.pop("evaluated") == evaluated
+    assert same(*states)
 
 
 def test_method_off_is_rainbow_bit_for_bit(tmp_path):
     """Without SAM its settings mean nothing, and a reset that never comes is none."""
     go(tiny(tmp_path / "off", sam=False, reset_every=0))
     go(tiny(tmp_path / "never", sam=False, sam_rho=3.0, sam_scope="head", reset_every=10**6, shrink_perturb=0.5))
-    assert_same(*(leaves_of(folder_in(tmp_path / name) / "checkpoint.pt") for name in ("off", "never")))
+    assert same(*(state_of(folder_in(tmp_path / name)) for name in ("off", "never")))
 
 
 @pytest.mark.parametrize("noise", ["independent", "reuse", "none"])
@@ -454,7 +451,7 @@ def test_an_agent_can_keep_averages_and_be_evaluated_on_them(tmp_path):
 # ---- The real games ----
 def test_lives_and_games_of_breakout(tmp_path):
     """Beside the same games without the wrapper, frame by frame."""
-    args = tiny(tmp_path, env_id="breakout", num_envs=2, seed=3)
+    args = tiny(tmp_path, env_id="Breakout", num_envs=2, seed=3)
     envs, bare = drq.make_envs(args, "train"), drq.make_envs(args, "train").envs
     rng, lives = np.random.default_rng(0), [5, 5]
     frames = [[frame] for frame in bare.reset()[0][:, -1]]  # of each game's life under way

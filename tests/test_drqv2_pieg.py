@@ -4,10 +4,10 @@ import colorsys
 import copy
 import json
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
+from xml.etree import ElementTree
 
 import cv2
 import gymnasium as gym
@@ -20,14 +20,14 @@ from conftest import (
     ScriptedEnvs,
     TinyPieg,
     assert_resumes_exactly,
-    assert_same,
     folder_in,
-    leaves_of,
     load,
+    metrics_of,
     replace,
+    same,
+    state_of,
 )
 from gymnasium.utils.env_checker import check_env
-from test_curves import load as benchmark
 
 pieg = load("drqv2_pieg")
 CPU = torch.device("cpu")
@@ -37,18 +37,22 @@ MODES = ("color_easy", "color_hard", "video_easy", "video_hard")
 class Envs(ScriptedEnvs):
     """Frames of 12 x 12 in stacks of 3; episodes of 5 steps, each second of which fails; what ends one is shown."""
 
-    def __init__(self, args, split, restart=0):
-        super().__init__(args, split, restart, obs_shape=(9, 12, 12))
-        self.episodes = 0
+    def __init__(self, args, split, start=0):
+        super().__init__(args, split, start, obs_shape=(9, 12, 12))
+        self.number = 0
 
     def step(self, actions):
         self.time += 1
-        ended, obs = self.time == 5, self.observe()
-        failed = ended & (self.episodes % 2 == 1)
-        self.time[ended] = 0
-        self.episodes += int(ended[0])
+        reward = actions.sum(1)
+        self.returns += reward
+        ended, obs, episodes = self.time == 5, self.observe(), []
+        failed = ended & (self.number % 2 == 1)
+        for n in np.flatnonzero(ended):
+            episodes.append((int(n), float(self.returns[n]), 5))
+        self.time[ended], self.returns[ended] = 0, 0
+        self.number += int(ended[0])
         following = self.observe() if ended.any() else obs
-        return following, actions.sum(1), failed, ended & ~failed, {"final_obs": obs}
+        return following, reward, failed, ended & ~failed, {"final_obs": obs, "episodes": episodes}
 
 
 class Space:
@@ -115,7 +119,7 @@ def test_shift_is_a_crop_of_the_padded_image():
 
 
 def test_noise_falls_in_a_straight_line_and_stays():
-    args = pieg.definite(pieg.Args())
+    args = pieg.check(pieg.Args())
     steps = (0, 2_000, 50_000, 100_000, 400_000)
     assert [pieg.noise_scale(step, args) for step in steps] == pytest.approx([1.0, 0.982, 0.55, 0.1, 0.1])
 
@@ -148,7 +152,7 @@ class Task:
 def agent_of(**changes):
     torch.manual_seed(0)
     args = pieg.Args(**{"encoder_weights": "random", "projection_dim": 32} | changes)
-    return pieg.Agent(Task, pieg.definite(args))
+    return pieg.Agent(Task, pieg.check(args))
 
 
 @pytest.fixture(scope="module")
@@ -294,23 +298,24 @@ def test_frozen_weights_never_change_and_running_statistics_do(tmp_path, batch_n
 def test_acting_goes_by_running_statistics_and_evaluating_by_the_frames(agent):
     agent, obs = copy.deepcopy(agent), torch.randint(0, 256, (1, 9, 84, 84)).byte()
     before = statistics(agent)
-    running, (twice,) = pieg.act(agent.eval(), obs)[0], pieg.act(agent, obs.repeat(2, 1, 1, 1))
+    running = pieg.act(agent.eval(), obs)["actions"]
+    twice = pieg.act(agent, obs.repeat(2, 1, 1, 1))["actions"]
     torch.testing.assert_close(twice, running.repeat(2, 1), atol=1e-5, rtol=1e-4)
     pieg.normalise_by_own(agent, pieg.Args())
-    (own,) = pieg.act(agent, obs)
+    own = pieg.act(agent, obs)["actions"]
     training = copy.deepcopy(agent)
     pieg.normalise_by_own(training, pieg.Args(), False)
-    expected = pieg.act(training.train(), obs)[0]  # a batch of these three frames
+    expected = pieg.act(training.train(), obs)["actions"]  # a batch of these three frames
     torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-4)
     assert (own - running).abs().max() > 1e-3
     pieg.normalise_by_own(agent, pieg.Args(), False)
-    assert torch.equal(pieg.act(agent, obs)[0], running)
+    assert torch.equal(pieg.act(agent, obs)["actions"], running)
     assert all(torch.equal(value, before[name]) for name, value in statistics(agent).items())
 
 
 @pytest.mark.parametrize("batch_norm", ["adapting", "fixed"])
 @pytest.mark.parametrize("statistics_of", ["frames", "running"])
-def test_what_an_evaluation_and_a_film_go_by(tmp_path, monkeypatch, batch_norm, statistics_of):
+def test_what_an_evaluation_goes_by(tmp_path, monkeypatch, batch_norm, statistics_of):
     """The frames' statistics only where those of training adapt; afterwards all is as before."""
     args = tiny(tmp_path, env_id="cartpole-balance", batch_norm=batch_norm, eval_batch_norm=statistics_of)
     envs, seen, act = ScriptedEnvs(args, "test", obs_shape=(9, 84, 84)), [], pieg.act
@@ -318,9 +323,8 @@ def test_what_an_evaluation_and_a_film_go_by(tmp_path, monkeypatch, batch_norm, 
     norms = [layer for layer in agent.modules() if isinstance(layer, nn.BatchNorm2d)]
     monkeypatch.setattr(pieg, "act", lambda *inputs: seen.append({layer.training for layer in norms}) or act(*inputs))
     before = statistics(agent)
-    pieg.evaluate(agent, args, lambda *_: envs, "test", 1)
+    pieg.evaluate(agent, args, lambda *_: envs, "test")
     assert {layer.training for layer in norms} == {batch_norm == "adapting"}
-    benchmark("record").play(pieg, agent.eval(), args, envs, seed=0, steps=2)
     assert seen and all(modes == {batch_norm == "adapting" and statistics_of == "frames"} for modes in seen)
     assert all(torch.equal(value, before[name]) for name, value in statistics(agent).items())
 
@@ -328,8 +332,9 @@ def test_what_an_evaluation_and_a_film_go_by(tmp_path, monkeypatch, batch_norm, 
 def test_actions_are_the_mean_and_noise(agent):
     agent, obs = copy.deepcopy(agent).eval(), torch.randint(0, 256, (4, 9, 84, 84)).byte()
     mean, exploration = agent.actor(agent.encoder(obs)), torch.randn(4, 6)
-    assert torch.equal(pieg.act(agent, obs)[0], mean) and mean.abs().max() <= 1
-    torch.testing.assert_close(pieg.act(agent, obs, exploration)[0], (mean + exploration).clamp(-1, 1))
+    assert torch.equal(pieg.act(agent, obs)["actions"], mean) and mean.abs().max() <= 1
+    noisy = pieg.act(agent, obs, exploration)["actions"]
+    torch.testing.assert_close(noisy, (mean + exploration).clamp(-1, 1))
 
 
 # ---- Weights of the encoder ----
@@ -384,37 +389,10 @@ def test_pictures_are_crops_of_a_folder(tmp_path, capsys):
     assert "7.jpg cannot be read as a picture" in refusal(capsys, pieg.load_pictures, args, 12, 5)
 
 
-# ---- Feature maps ----
-def test_feature_maps_of_one_state_in_two_looks(tmp_path, dmcgb, monkeypatch, capsys):
-    """Both encoders' maps, 0 between equal pictures; a picture and a table of two checkpoints."""
-    tool = benchmark("feature_maps")
-    for encoder in (agent_of().encoder.eval(), agent_of(encoder="drqv2").encoder):
-        obs = torch.randint(0, 256, (2, 9, 84, 84)).byte()
-        maps = tool.feature_maps(encoder, obs)
-        assert maps.shape == ((2, 128, 11, 11) if hasattr(encoder, "resnet") else (2, 32, 35, 35))
-        other = maps.clone()
-        other[0, 0] = maps[0, 0].min()
-        both = tool.normalised(torch.stack([maps, other]))
-        assert both.min() == 0 and both.max() == 1
-        one = (maps[0, 0] - maps[0, 0].min()) / (maps[0, 0].max() - maps[0, 0].min())
-        assert tool.difference(both) == pytest.approx(one.sum().item() / maps.numel(), rel=1e-4)
-    folders = []
-    for encoder in ("resnet18", "drqv2"):
-        args = tiny(tmp_path / encoder, env_id="cartpole-balance", encoder=encoder, total_timesteps=13, eval_every=0)
-        pieg.train(args)
-        folders.append(str(folder_in(tmp_path / encoder)))
-    flags = ["--out", str(tmp_path), "--steps", "3", "--dmcgb-dir", str(dmcgb), "--mode", "color_hard"]
-    monkeypatch.setattr(sys, "argv", ["feature_maps.py", *folders, *flags])
-    tool.main()
-    table = (tmp_path / "feature_maps.csv").read_text().splitlines()
-    assert len(table) == 3 and all(0 < float(row.split(",")[-1]) < 1 for row in table[1:])
-    assert (tmp_path / "feature_maps.png").stat().st_size > 1000
-
-
 # ---- Update ----
 def filled(args, steps=24):
     rng = np.random.default_rng(0)
-    replay = pieg.Replay(args.buffer_size, (9, 12, 12), 2, args, CPU)
+    replay = pieg.Replay(args.buffer_size, (9, 12, 12), 2, args, CPU, Path(args.runs_dir) / "replay.bin")
     replay.begin(rng.integers(0, 256, (3, 12, 12), dtype=np.uint8))
     for step in range(steps):
         frame, action = rng.integers(0, 256, (3, 12, 12), dtype=np.uint8), rng.uniform(-1, 1, 2).astype(np.float32)
@@ -549,7 +527,8 @@ def test_method_off_is_drqv2_bit_for_bit(tmp_path):
     other = {"encoder_weights": "imagenet", "encoder_layer": 4, "projection_dim": 7, "frame_differences": False}
     other |= {"batch_norm": "fixed", "overlay_pictures": 9, "eval_batch_norm": "running"}
     go(tiny(tmp_path / "other", **off | other), Pixels, pieg.Agent)
-    assert_same(*(leaves_of(folder_in(tmp_path / name) / "checkpoint.pt") for name in ("off", "other")))
+    off, other = folder_in(tmp_path / "off"), folder_in(tmp_path / "other")
+    assert same(state_of(off), state_of(other)) and metrics_of(off) == metrics_of(other)
 
 
 def test_strong_augmentation_shifts_no_other_draw(tmp_path, monkeypatch):
@@ -571,7 +550,8 @@ def test_strong_augmentation_shifts_no_other_draw(tmp_path, monkeypatch):
 def test_replay_is_a_list_of_transitions(capacity, n_step, tmp_path):
     """Stacks, n-step returns and bootstraps of the newest ones, through ends of both kinds, a break, and the file."""
     rng, args = np.random.default_rng(1), pieg.Args(gamma=0.9, n_step=n_step)
-    replay, steps = pieg.Replay(capacity, (9, 6, 6), 2, args, CPU), {}  # row: stack, action, reward, failed
+    path, steps = tmp_path / "replay.bin", {}  # row: stack, action, reward, failed
+    replay = pieg.Replay(capacity, (9, 6, 6), 2, args, CPU, path)
 
     def frame():
         return rng.integers(0, 256, (3, 6, 6), dtype=np.uint8)
@@ -609,10 +589,8 @@ def test_replay_is_a_list_of_transitions(capacity, n_step, tmp_path):
             ends.update(dict.fromkeys(range(first, size), size))
             check(replay)
         if number in (4, 9):  # saved in the middle of an episode; what is under way ends there
-            replay.save(tmp_path / "replay.bin")
-            other = pieg.Replay(capacity, (9, 6, 6), 2, args, CPU)
+            other = pieg.Replay(capacity, (9, 6, 6), 2, args, CPU, path)
             other.load_state_dict(replay.state_dict())
-            other.load(tmp_path / "replay.bin")
             assert np.array_equal(other.whole, replay.whole)
             replay = other
             check(replay)
@@ -621,7 +599,7 @@ def test_replay_is_a_list_of_transitions(capacity, n_step, tmp_path):
 
 
 def test_the_replay_is_no_larger_than_the_run():
-    args = pieg.definite(pieg.Args(env_id="cheetah-run"))
+    args = pieg.check(pieg.Args(env_id="cheetah-run"))
     assert args.buffer_size == 1_000_000 and 500_500 + 1_001 < pieg.rows_needed(args) < 530_000
     assert pieg.rows_needed(replace(args, buffer_size=1_000)) == 1_000
 
@@ -653,17 +631,18 @@ def test_resumed_bit_for_bit(tmp_path):
 
 
 def test_a_run_is_evaluated_where_it_could_not_be_trained(tmp_path, monkeypatch):
-    """Without its pictures, and with less memory and disk than its replay would take."""
+    """Without its pictures, and with less disk than its replay would take: as the last evaluation of its run."""
     (tmp_path / "pictures").mkdir()
     cv2.imwrite(str(tmp_path / "pictures" / "one.png"), np.full((20, 20, 3), 9, np.uint8))
     go(tiny(tmp_path, overlay_dir=str(tmp_path / "pictures")))
     (tmp_path / "pictures" / "one.png").unlink()
     (tmp_path / "pictures").rmdir()
-    monkeypatch.setattr(pieg.os, "sysconf", lambda name: 1)
     monkeypatch.setattr(pieg.shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
-    (folder_in(tmp_path) / "evaluation.csv").unlink()
-    pieg.main(["--evaluate", str(folder_in(tmp_path)), "--no-cuda"], Envs, TinyPieg)
-    assert (folder_in(tmp_path) / "evaluation.csv").is_file()
+    state = pieg.load_checkpoint(folder_in(tmp_path))
+    args = pieg.Args(**state["about"]["args"])
+    (agent,) = pieg.load_agents(args, state, Envs, TinyPieg)
+    value = float(pieg.evaluate(agent, args, Envs, "test").mean())
+    assert f"48,eval/test_return,{value}" in metrics_of(folder_in(tmp_path))
 
 
 def test_the_smallest_replay_lasts_through_episodes(tmp_path, capsys):
@@ -674,6 +653,7 @@ def test_the_smallest_replay_lasts_through_episodes(tmp_path, capsys):
     assert "--n-step 6: no episode was that long so far" in said  # they have 5 steps
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_the_frozen_weights_too(tmp_path, monkeypatch):
     """Evaluated or gone on with where the weights cannot be had any more."""
     args = tiny(tmp_path, total_timesteps=13, eval_every=0)
@@ -687,7 +667,7 @@ def test_a_checkpoint_holds_the_frozen_weights_too(tmp_path, monkeypatch):
     agent = go(args, Pixels, pieg.Agent)
     (tmp_path / "weights.pth").unlink()
     state = pieg.load_checkpoint(folder_in(tmp_path))
-    loaded = pieg.load_agent(pieg.Args(**state["args"]), state, Pixels)
+    (loaded,) = pieg.load_agents(pieg.Args(**state["about"]["args"]), state, Pixels)
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in agent.state_dict().items())
     go(replace(args, resume=str(folder_in(tmp_path)), total_timesteps=14), Pixels, pieg.Agent)
 
@@ -696,18 +676,16 @@ def test_each_look_is_evaluated_and_logged(tmp_path, dmcgb):
     splits, data = [], dmcgb
 
     class Seen(Envs):
-        def __init__(self, args, split, restart=0):
-            super().__init__(args, split, restart)
+        def __init__(self, args, split, start=0):
+            super().__init__(args, split, start)
             splits.append((split, args.seed))
 
     go(tiny(tmp_path / "run", eval_modes=("color_easy", "video_easy"), dmcgb_dir=str(data)), Seen)
     looks = [("test", 42), ("color_easy", 42), ("video_easy", 42)]
     assert [split for split in splits if split[1] == 42] == 3 * looks  # twice in the run, and at its end
-    text = (folder_in(tmp_path / "run") / "evaluation.csv").read_text()
-    assert text.startswith("step,split,episodes,mean,std,median,clips\n48,test,2,")
-    assert "48,color_easy,2," in text and text.splitlines()[3].endswith(",3")
-    keys = {line.split(",")[1] for line in (folder_in(tmp_path / "run") / "metrics.csv").read_text().splitlines()}
-    assert {"eval/test_return", "eval/color_easy_return", "eval/video_easy_return"} <= keys
+    logged = [line.split(",")[:2] for line in metrics_of(folder_in(tmp_path / "run"))]
+    keys = ("eval/test_return", "eval/color_easy_return", "eval/video_easy_return")
+    assert [row for row in logged if row[1] in keys] == [[str(step), key] for step in (16, 32, 48) for key in keys]
 
 
 def test_the_random_steps_fill_the_range(tmp_path):
@@ -726,9 +704,10 @@ def test_the_random_steps_fill_the_range(tmp_path):
 
 
 # ---- Tasks ----
-def test_the_papers_settings():
+def test_the_papers_settings(tmp_path):
     def of(env_id, **changes):
-        args = pieg.definite(pieg.Args(env_id=env_id, **changes))
+        args = pieg.check(pieg.Args(env_id=env_id, runs_dir=str(tmp_path), **changes))
+        assert pieg.check(args) == args and args.env_id in pieg.TASKS.split()
         return args.batch_size, args.n_step, args.noise_steps, args.buffer_size, args.total_timesteps
 
     assert of("walker-walk") == of("walker_stand") == (512, 1, 100_000, 1_000_000, 500_500)
@@ -741,7 +720,7 @@ def test_the_papers_settings():
         *(3, 2, 4, 50),
         250_250,
     )
-    assert pieg.definite(pieg.Args()).feature_dim == 256 and pieg.definite(pieg.Args(encoder="drqv2")).feature_dim == 50
+    assert pieg.check(pieg.Args()).feature_dim == 256 and pieg.check(pieg.Args(encoder="drqv2")).feature_dim == 50
 
 
 @pytest.fixture(scope="module")
@@ -750,9 +729,9 @@ def suite():
 
 
 def test_the_tasks_are_the_suites(suite):
-    ours = {(domain, task) for domain, line in pieg.SUITE.items() for task in line.split()}
+    ours = {tuple(task.split("-")) for task in pieg.TASKS.split()}
     assert ours == {(domain, task) for domain, task in suite.ALL_TASKS if domain != "lqr"}
-    assert all(tuple(task.split("-")) in ours for task in pieg.EASY.split())
+    assert {*pieg.EASY.split()} <= {*pieg.TASKS.split()}
 
 
 # ---- DMC-GB ----
@@ -810,7 +789,7 @@ def test_clips_are_resized_and_go_round(tmp_path):
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 256, (96, 96, 3), dtype=np.uint8) for _ in range(3)]
     write_clip(tmp_path / "clip.avi", frames)
-    seen, again = pieg.frames_of(tmp_path / "clip.avi", 84), [0, 1, 2, 0, 1]
+    seen, again = pieg.frames_of(tmp_path / "clip.avi"), [0, 1, 2, 0, 1]
     for j in again:
         frame = torch.from_numpy(frames[j]).permute(2, 0, 1)[None] / 255
         resized = nn.functional.interpolate(frame, (84, 84), mode="bilinear", align_corners=False)
@@ -887,6 +866,7 @@ def test_too_few_clips_are_a_warning(tmp_path, dmcgb, capsys):
     assert "warning: 3 of the 100 clips of video_hard are there" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_mode_train_is_the_suite(suite):
     """Beside the same task without the wrapper: frames, sums of rewards, scaled actions, the end, streams."""
     env = pieg.make_dmc("quadruped-walk", seed=3, action_repeat=250)
@@ -924,13 +904,13 @@ def edited(suite, monkeypatch, colours, *task, seed):
 
     assets = dict(common.ASSETS)
     for path in ("./common/skybox.xml", "./common/materials.xml"):
-        root = pieg.ElementTree.fromstring(assets[path])
+        root = ElementTree.fromstring(assets[path])
         for element in root.iter():
             for key, rgb in colours.items():
                 kind, name, attribute = pieg.COLOURS[key]
                 if (element.tag, element.get("name")) == (kind, name):
                     element.set(attribute, " ".join(map(str, [*rgb, 1][: 4 if kind == "material" else 3])))
-        assets[path] = pieg.ElementTree.tostring(root)
+        assets[path] = ElementTree.tostring(root)
     with monkeypatch.context() as patch:
         for path, text in assets.items():
             patch.setitem(common.ASSETS, path, text)
@@ -941,6 +921,7 @@ GREEN = {"skybox_rgb": (0.2, 0.8, 0.2), "skybox_rgb2": (0.2, 0.8, 0.2), "skybox_
 GREEN_FLOOR = GREEN | {key: (0.2, 0.8, 0.2) for key in ("grid_rgb1", "grid_rgb2", "grid_markrgb")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [("walker", "walk"), ("ball_in_cup", "catch"), ("quadruped", "run")])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_look_is_that_of_the_edited_xml(suite, monkeypatch, dmcgb, mode, task):
@@ -985,6 +966,7 @@ def test_colours_are_given_back(suite):
     env.physics.free()
 
 
+@pytest.mark.slow
 def test_colours_and_clips_come_in_the_authors_order(dmcgb, monkeypatch):
     data, drawn, shown = dmcgb, [], []
     sets, recolour = pieg.dmcgb_data(data, "color_easy"), pieg.recolour
@@ -1013,6 +995,7 @@ def test_a_clip_goes_on_with_each_step_and_is_the_same_in_a_resets_stack(dmcgb):
     env.close()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("mode", ["train", *MODES])
 def test_gymnasiums_checker_passes(mode, dmcgb):
@@ -1032,18 +1015,24 @@ def test_a_mode_and_a_task_that_there_is_not(dmcgb):
         pieg.make_dmc("cartpole-balance", "nonsense", 0, dmcgb)
 
 
-def test_environments_are_drawn_by_seed_split_and_restart(dmcgb):
+@pytest.mark.slow
+def test_environments_are_drawn_by_seed_split_and_start(dmcgb):
     """A mode's episodes begin as those of `test` do, and no others; an end begins the next episode."""
-    args = pieg.definite(tiny(".", env_id="cartpole-swingup", action_repeat=250, dmcgb_dir=str(dmcgb)))
+    args = pieg.check(tiny(".", env_id="cartpole-swingup", action_repeat=250, dmcgb_dir=str(dmcgb)))
     seen = {}
-    for split, restart in (("train", 0), ("train", 1), ("test", 0), ("color_easy", 0)):
-        envs = pieg.make_envs(args, split, restart)
+    for split, start in (("train", 0), ("train", 1), ("test", 0), ("color_easy", 0)):
+        envs = pieg.make_envs(args, split, start)
         obs, _ = envs.reset()
         assert obs.shape == (1, 9, 84, 84) and obs.dtype == np.uint8
-        seen[split, restart] = envs.envs[0].env.physics.get_state()
+        seen[split, start], rewards, kept, copies = envs.envs[0].env.physics.get_state(), [], [obs], [obs.copy()]
         for step in range(1, 5):
-            obs, _, terminated, truncated, info = envs.step(np.zeros((1, 1), np.float32))
+            obs, reward, terminated, truncated, info = envs.step(np.zeros((1, 1), np.float32))
+            rewards.append(float(reward[0]))
+            kept.append(obs)
+            copies.append(obs.copy())
             assert not terminated[0] and truncated[0] == (step == 4) == ("final_obs" in info)
+            assert info["episodes"] == ([] if step < 4 else [(0, pytest.approx(sum(rewards)), 4)])
+        assert all(np.array_equal(one, two) for one, two in zip(kept, copies, strict=True))  # new arrays
         assert info["final_obs"][0].shape == (9, 84, 84) and not np.array_equal(info["final_obs"][0], obs[0])
         assert np.array_equal(obs[0, :3], obs[0, 6:])
         envs.close()

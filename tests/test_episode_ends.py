@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from conftest import load, tiny_args
+from conftest import load, replace, tiny_args
 
 # Two environments, four steps: what is seen (the agent takes it for the value), the reward, and where an episode ends.
 # Environment 0 is terminated by step 1, environment 1 truncated by step 2; a fifth image follows the rollout.
@@ -20,24 +20,35 @@ RETURNS = np.array([[1.25, 1.5], [0, 4], [2.75, 0], [2, 2]])
 
 
 class FourSteps:
-    """Replays the table above, again and again; `restart` r shows itself as r * 10 in the image after the rollout."""
+    """Replays the table above, again and again, for each agent."""
 
-    def __init__(self, args, split, restart=0):
-        self.num_envs, self.t, self.restart = 2, 0, restart
+    def __init__(self, args, split, start=0):
+        self.agents, self.t = getattr(args, "num_agents", 1), 0
+        self.num_envs, self.returns, self.lengths = 2 * self.agents, np.zeros(2), np.zeros(2)
         self.single_observation_space = gym.spaces.Box(0, 255, (3, 8, 8), np.uint8)
         self.single_action_space = gym.spaces.Discrete(5)
 
     def observe(self, seen):
-        return np.broadcast_to(seen.astype(np.uint8)[:, None, None, None], (2, 3, 8, 8)).copy()
+        seen = np.tile(seen.astype(np.uint8), self.agents)
+        return np.broadcast_to(seen[:, None, None, None], (self.num_envs, 3, 8, 8)).copy()
 
     def reset(self):
         return self.observe(SEEN[0]), {}
 
     def step(self, actions):
-        assert actions.dtype == np.int64 and actions.shape == (2,)
+        assert actions.dtype == np.int64 and actions.shape == (self.num_envs,)
         t, self.t = self.t, (self.t + 1) % 4
-        terminated, truncated = DONES[t] & [True, False], DONES[t] & [False, True]
-        return self.observe(SEEN[t + 1]), REWARDS[t].astype(np.float32), terminated, truncated, {}
+        return self.outcome(SEEN[t + 1], REWARDS[t], DONES[t])
+
+    def outcome(self, seen, rewards, dones):
+        """What a step returns. Environment 0 is terminated, environment 1 truncated."""
+        self.returns, self.lengths = self.returns + rewards, self.lengths + 1
+        ended = [(n, self.returns[n], self.lengths[n]) for n in np.flatnonzero(dones)]
+        episodes = [(2 * agent + n, *rest) for agent in range(self.agents) for n, *rest in ended]
+        self.returns[dones], self.lengths[dones] = 0, 0
+        terminated, truncated = np.tile(dones & [True, False], self.agents), np.tile(dones & [False, True], self.agents)
+        rewards = np.tile(rewards.astype(np.float32), self.agents)
+        return self.observe(seen), rewards, terminated, truncated, {"episodes": episodes}
 
     def close(self):
         pass
@@ -103,8 +114,9 @@ def test_the_rollout_holds_real_transitions_and_hand_made_targets(ppo, monkeypat
     monkeypatch.setattr(ppo, "compute_gae", lambda *inputs: rollouts.append(inputs) or gae(*inputs))
     monkeypatch.setattr(torch, "randperm", lambda n, generator: torch.arange(n))
     ppo.train(four_steps(ppo, tmp_path), FourSteps, Reader)
-    assert len(batches) == len(rollouts) == agents_in(ppo)  # one minibatch
-    for batch, (rewards, values, dones, *_) in zip(batches, rollouts, strict=True):
+    assert len(batches) == agents_in(ppo) and len(rollouts) == 1  # one minibatch, one rollout of all agents
+    for number, batch in enumerate(batches):
+        rewards, values, dones = (table.reshape(-1, 4, 2)[number] for table in rollouts[0][:3])
         assert rewards.tolist() == REWARDS.tolist()
         assert dones.tolist() == DONES.tolist()
         assert values.flatten().tolist() == batch["values"].tolist()
@@ -115,55 +127,65 @@ def test_the_rollout_holds_real_transitions_and_hand_made_targets(ppo, monkeypat
 
 
 def test_whole_episodes_are_counted_once(ppo, tmp_path):
-    """Two rollouts: environment 0 plays 1, 2+0+1, environment 1 plays 3, 1+0+3; the unfinished ones do not count."""
+    """Two rollouts: environment 0 plays 1, 2+0+1, environment 1 plays 3, 1+0+3; the unfinished ones do not count.
+
+    An episode counts in the rollout in which it ends.
+    """
     ppo.train(four_steps(ppo, tmp_path, total_timesteps=16), FourSteps, Reader)
     rows = metrics(tmp_path)
     assert (8, "charts/episodic_return", (1 + 3) / 2) in rows
     assert (8, "charts/episodic_length", (2 + 3) / 2) in rows
-    assert (16, "charts/episodic_return", (1 + 3 + 3 + 4) / 4) in rows
-    assert (16, "charts/episodic_length", (2 + 3 + 4 + 4) / 4) in rows
+    assert (16, "charts/episodic_return", (3 + 4) / 2) in rows
+    assert (16, "charts/episodic_length", (4 + 4) / 2) in rows
     assert (16, "charts/frames", 16.0 * agents_in(ppo)) in rows
 
 
 def test_fresh_environments_cut_episodes_without_counting_them(ppo, monkeypatch, tmp_path):
     """With an exact checkpoint after each rollout, the episodes that it cuts are bootstrapped and never counted."""
-    restarts, returns = [], []
+    starts, returns = [], []
     gae = ppo.compute_gae
     monkeypatch.setattr(ppo, "compute_gae", lambda *inputs: returns.append(gae(*inputs)[1]) or gae(*inputs))
 
-    def make_envs(args, split, restart=0):
-        restarts.append(restart)
-        return FourSteps(args, split, restart)
+    def make_envs(args, split, start=0):
+        starts.append(start)
+        return FourSteps(args, split, start)
 
     ppo.train(four_steps(ppo, tmp_path, total_timesteps=16, exact_every=8), make_envs, Reader)
-    assert restarts == sorted([0, 1, 2] * agents_in(ppo))
-    assert all(table.tolist() == RETURNS.tolist() for table in returns)
-    assert (16, "charts/episodic_return", (1 + 3 + 1 + 3) / 4) in metrics(tmp_path)
+    assert starts == [0, 8, 16]
+    assert len(returns) == 2
+    assert all(table.tolist() == RETURNS.tolist() for rollout in returns for table in rollout.reshape(-1, 4, 2))
+    assert (16, "charts/episodic_return", (1 + 3) / 2) in metrics(tmp_path)
 
 
 class UnequalEpisodes(FourSteps):
-    """Environment n earns n + 1 an episode, in (n + 1) ** 2 steps: short episodes are the poor ones."""
+    """Environment 0 earns 1 per episode of one step, environment 1 earns 2 in four: short episodes are the poor ones.
 
-    def __init__(self, args, split, restart=0):
+    All later episodes earn 9.
+    """
+
+    def __init__(self, args, split, start=0):
         super().__init__(args, split)
-        self.time = np.zeros(2, dtype=int)
+        assert args.num_envs == 2
+        self.time, self.first = np.zeros(2, dtype=int), np.ones(2, dtype=bool)
 
     def step(self, actions):
         self.time += 1
         done = self.time == [1, 4]
-        self.time[done] = 0
-        return self.observe(SEEN[0]), np.where(done, [1, 2], 0).astype(np.float32), done, np.zeros(2, dtype=bool), {}
+        rewards = np.where(done, np.where(self.first, [1, 2], 9), 0)
+        self.time[done], self.first[done] = 0, False
+        return self.outcome(SEEN[0], rewards, done)
 
 
-def test_evaluation_counts_the_same_number_of_episodes_of_each_environment(ppo, tmp_path):
-    """Six episodes, three of each environment: 1 1 1 and 2 2 2. The first six to finish would be 1 1 1 1 2 1."""
-    returns = ppo.evaluate(Reader(None, None), four_steps(ppo, tmp_path), UnequalEpisodes, "test", 6)
-    assert returns.tolist() == [1, 1, 1, 2, 2, 2]
+def test_evaluation_counts_one_episode_of_each_environment(ppo, tmp_path):
+    """The first two episodes to finish would be 1 and 9."""
+    args = four_steps(ppo, tmp_path, eval_episodes=2)
+    assert ppo.evaluate(Reader(None, None), args, UnequalEpisodes, "test").tolist() == [1, 2]
 
 
 def test_a_step_ends_one_episode_and_begins_the_next_on_real_procgen(ppo):
     """EnvPool left alone needs a step more at each end, with an action that does nothing; the rest is the same."""
-    args = ppo.Args(env_id="bigfish", distribution_mode="easy", num_envs=1)
+    args = ppo.check(ppo.Args(env_id="bigfish", distribution_mode="easy", num_envs=2, num_minibatches=1))
+    args = replace(args, num_envs=1, **{"num_agents": 1} if ppo.__name__ == "mdpo" else {})
     ours, alone = ppo.make_envs(args, "train"), ppo.make_envs(args, "train").envs
     rng, ends, kept = np.random.default_rng(0), 0, []
     obs, alone_obs = ours.reset()[0], alone.reset()[0]

@@ -1,24 +1,21 @@
-"""What an agent makes of a look that it never saw: looks.py's numbers against slow twins, and its files."""
+"""benchmark/analyses/looks.py: its numbers against slow twins, what is played in two looks, and its files."""
 
 import csv
-import importlib.util
 import json
 import shutil
-import subprocess
-import sys
-import typing
+from types import SimpleNamespace
 
 import imageio.v3 as iio
+import looks
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, ROWS, ScriptedEnvs, load, tiny_args
+from conftest import load, tiny_args
+from record import Episode, frames_of
+from runs import Countdown, assert_refuses, run, tiny_run
 
-spec = importlib.util.spec_from_file_location("looks", ROOT / "benchmark" / "looks.py")
-looks = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(looks)
 ppo_netrand = load("ppo_netrand")
 
 
@@ -30,11 +27,11 @@ def args(tmp_path):
 @pytest.fixture
 def agent(args):
     torch.manual_seed(0)
-    return ppo_netrand.Agent(ScriptedEnvs(args, "train"), args)
+    return ppo_netrand.Agent(Countdown(1), args)
 
 
 @pytest.fixture
-def obs(args):
+def obs():
     """Pictures with something on them, [6, 3, 64, 64]: a bright square each, on noise."""
     images = np.random.default_rng(0).integers(0, 60, (6, 3, 64, 64), dtype=np.uint8)
     for n, image in enumerate(images):
@@ -152,97 +149,98 @@ def test_a_projection_finds_the_directions_that_vary_most():
 
 
 # ---- Playing ----
-class Recorder(ScriptedEnvs):
-    """Scripted environments that keep what they showed and what they were sent; `parts` changes a step's result."""
+class TwoLooks(Countdown):
+    """Countdown in two looks, the second one 100 brighter; `change` may change the second one's steps."""
 
-    made: typing.ClassVar = []
-    parts = None
-
-    def __init__(self, args, split, restart=0):
-        super().__init__(args, split, restart)
-        self.shown, self.sent, self.closed, self.split = [], [], False, split
-        self.made.append(self)
+    def __init__(self, num_envs, split, change):
+        super().__init__(num_envs)
+        self.split, self.change, self.sent = split, change, []
 
     def observe(self):
-        self.shown.append(super().observe())
-        return self.shown[-1]
+        return super().observe() + np.uint8(100 * (self.split == "full_look"))
 
     def step(self, actions):
         self.sent.append(actions.copy())
         result = super().step(actions)
-        if self.parts and self.split == "full_look":
-            type(self).parts(len(self.sent), *result)
+        if self.split == "full_look":
+            self.change(len(self.sent), *result)
         return result
-
-    def close(self):
-        self.closed = True
 
 
 @pytest.fixture
-def recorder(monkeypatch):
-    monkeypatch.setattr(Recorder, "made", [])
-    monkeypatch.setattr(Recorder, "parts", None)
-    return Recorder
+def play_both(agent, args):
+    """Calls looks.play_both with three episodes. -> a function of steps and change, which also returns the envs."""
+
+    def played(steps=100, change=lambda step, *result: None):
+        made = []
+
+        def make_envs(args, split, start=0):
+            made.append(TwoLooks(args.num_envs, split, change))
+            return made[-1]
+
+        about = SimpleNamespace(script=ppo_netrand, args=args, make_envs=make_envs)
+        return *looks.play_both(about, agent, 3, steps, seed=7), made
+
+    return played
 
 
-def test_both_looks_get_the_actions_of_the_seen_one(agent, args, recorder):
+def test_both_looks_get_the_actions_of_the_seen_one(play_both, agent):
     agent.actor.weight.data *= 1000  # fresh, it takes no notice of what it sees
-    obs, actions, lengths = looks.play(agent, args, 100, recorder)
-    seen, unseen = recorder.made
-    assert (seen.split, unseen.split, seen.closed, unseen.closed) == ("train", "full_look", True, True)
-    assert lengths.tolist() == [3, 4, 5]  # ScriptedEnvs' first episodes
-    assert np.array_equal(seen.sent, actions) and np.array_equal(unseen.sent, actions)
-    assert np.array_equal(obs[0], seen.shown[:5]) and np.array_equal(obs[1], unseen.shown[:5])
-    noise_rng = torch.Generator().manual_seed(args.seed)
-    others = []
-    for shown, other, sent in zip(seen.shown, unseen.shown, actions, strict=False):
-        noise = torch.empty(3, 15).exponential_(generator=noise_rng)
-        assert torch.equal(ppo_netrand.act(agent, torch.as_tensor(shown), noise)[0], sent)
-        others.append(ppo_netrand.act(agent, torch.as_tensor(other), noise)[0])
-    assert not torch.equal(torch.stack(others), actions), "the other look would have led to other actions"
+    seen, unseen, (envs, others) = play_both()
+    assert (envs.split, others.split) == ("train", "full_look")
+    assert np.array_equal(envs.sent, others.sent)
+    assert [len(episode.obs) for episode in seen] == [len(episode.obs) for episode in unseen] == [3, 4, 5]
+    for one, other in zip(seen, unseen, strict=True):
+        assert np.array_equal(np.stack(one.obs) + 100, np.stack(other.obs))
+        assert one.actions == other.actions
 
 
-def test_a_long_episode_is_cut(agent, args, recorder):
-    obs, actions, lengths = looks.play(agent, args, 4, recorder)
-    assert (obs.shape, actions.shape, lengths.tolist()) == ((2, 4, 3, 3, 64, 64), (4, 3), [3, 4, 4])
+def test_a_long_episode_is_cut(play_both):
+    seen, unseen, _ = play_both(steps=4)
+    assert [len(episode.obs) for episode in seen] == [len(episode.obs) for episode in unseen] == [3, 4, 4]
 
 
 @pytest.mark.parametrize("part", [0, 1, 2], ids=["reward", "terminated", "truncated"])
-def test_looks_that_part_end_the_program(agent, args, recorder, part, monkeypatch, capsys):
+def test_looks_that_part_end_the_program(play_both, part, capsys):
     def change(step, obs, reward, terminated, truncated, info):
         if step == 4:
             value = (reward, terminated, truncated)[part]
             value[2] = 1 - value[2]  # environment 2 is the one still under way
 
-    monkeypatch.setattr(recorder, "parts", change)
     with pytest.raises(SystemExit, match=r"^2$"):
-        looks.play(agent, args, 100, recorder)
+        play_both(change=change)
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "part at step 4" in error and error.count("\n") == 1
 
 
-def test_what_follows_the_episode_may_differ(agent, args, recorder, monkeypatch):
+def test_an_episode_that_goes_on_in_one_look_ends_the_program(play_both, capsys):
+    def change(step, obs, reward, terminated, truncated, info):
+        terminated[2] = False
+
+    with pytest.raises(SystemExit, match=r"^2$"):
+        play_both(change=change)
+    assert "part at step 5" in capsys.readouterr().err
+
+
+def test_what_follows_the_episode_may_differ(play_both):
     def change(step, obs, reward, *rest):
         if step == 4:
             reward[0] = 9
 
-    monkeypatch.setattr(recorder, "parts", change)
-    assert looks.play(agent, args, 100, recorder)[2].tolist() == [3, 4, 5]
+    seen, _, _ = play_both(change=change)
+    assert [len(episode.obs) for episode in seen] == [3, 4, 5]
 
 
-def test_features_are_of_the_first_episodes_alone(agent, args):
-    obs = ScriptedEnvs(args, "train").rng.integers(0, 256, (5, 3, 3, 64, 64), dtype=np.uint8)
-    hidden = looks.features(agent, obs, np.array([1, 5, 2]))
-    wanted = [obs[0, 0], *obs[:5, 1], *obs[:2, 2]]
-    with torch.no_grad():
-        torch.testing.assert_close(hidden, agent.features(torch.as_tensor(np.stack(wanted))))
-    assert hidden.shape == (8, 256) and not hidden.requires_grad
+def test_frames_are_of_all_episodes_in_their_order():
+    obs = np.random.default_rng(0).integers(0, 256, (8, 3, 64, 64), dtype=np.uint8)
+    episodes = [Episode(list(obs[:1])), Episode(list(obs[1:6])), Episode(list(obs[6:]))]
+    assert np.array_equal(frames_of(episodes), obs)
 
 
 # ---- The program ----
-def test_labels_tell_checkpoints_apart(args):
+def test_labels_tell_runs_apart():
     def state(netrand, seed, step):
-        return {"args": ppo_netrand.Args(netrand=netrand, seed=seed), "step": step}
+        return SimpleNamespace(args=ppo_netrand.Args(netrand=netrand, seed=seed), state={"step": step})
 
     assert looks.labels([state(False, 1, 5), state(True, 1, 5)]) == ["PPO", "PPO + netrand"]
     assert looks.labels([state(False, 1, 5), state(False, 2, 5)]) == ["PPO seed 1", "PPO seed 2"]
@@ -276,47 +274,42 @@ def test_pictures_show_what_they_are_given():
     plt.close(figure)
 
 
+def with_args(folder, to, **changes):
+    """A copy of a run with other arguments."""
+    shutil.copytree(folder, to)
+    about = json.loads((to / "args.json").read_text())
+    about["args"].update(changes)
+    (to / "args.json").write_text(json.dumps(about))
+    return to
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Run folders of a tiny run on the real environment, and of the same one as if it were plain PPO."""
+    """Run folders of a tiny run on the real environment, and of the same one as if it were plain PPO from a GPU."""
     runs_dir = tmp_path_factory.mktemp("runs")
-    flags = [*ROWS["ppo_netrand"]["flags"].split(), "--env-id", "coinrun", "--distribution-mode", "hard"]
-    flags += ["--eval-every", "0", "--runs-dir", str(runs_dir)]
-    subprocess.run([sys.executable, ppo_netrand.__file__, *flags], check=True, capture_output=True)
-    (folder,) = runs_dir.iterdir()
-    plain = shutil.copytree(folder, runs_dir / "plain")
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    changes = {"netrand": False, "precision": "bf16", "cuda": True, "cuda_required": True}  # as from a GPU
-    torch.save(state | {"args": state["args"] | changes}, plain / "checkpoint.pt")
-    return [plain, folder]
-
-
-def main(monkeypatch, *flags):
-    monkeypatch.setattr(sys, "argv", ["looks.py", *map(str, flags)])
-    looks.main()
-
-
-def played(folder, steps, **changes):
-    """A run's agent, and what it and `play` make of the real environment."""
-    state = looks.load(folder)
-    args = looks.dataclasses.replace(state["args"], **changes)
-    agent = looks.script.load_agent(args, state)
-    return agent, *looks.play(agent, args, steps)
+    flags = ["--env-id", "coinrun", "--distribution-mode", "hard"]
+    folder = tiny_run("ppo_netrand", runs_dir / "netrand", *flags)
+    changes = {"netrand": False, "precision": "bf16", "cuda": True, "cuda_required": True}
+    return [with_args(folder, runs_dir / "plain", **changes), folder]
 
 
 def test_two_runs_become_two_pictures_and_a_table(trained, tmp_path, monkeypatch, capsys):
     flags = ["--out", tmp_path, "--episodes", 3, "--steps", 12, "--moments", 4, "--seed", 5]
+    lengths = [7, 12, 4]
 
-    def shorter(*args, play=looks.play):  # an agent this fresh hardly ever ends an episode
-        obs, actions, _ = play(*args)
-        return obs, actions, np.array([7, 12, 4])
+    def shorter(*args, play_both=looks.play_both):  # an agent this fresh hardly ever ends an episode
+        both = play_both(*args)
+        for episodes in both:
+            for episode, length in zip(episodes, lengths, strict=True):
+                del episode.obs[length:], episode.actions[length:], episode.rewards[length:]
+        return both
 
-    monkeypatch.setattr(looks, "play", shorter)
+    monkeypatch.setattr(looks, "play_both", shorter)
     drawn = {}
     for name in ("draw_trajectories", "draw_maps"):
         draw = getattr(looks, name)
         monkeypatch.setattr(looks, name, lambda given, name=name, draw=draw: drawn.update({name: given}) or draw(given))
-    main(monkeypatch, trained[0], trained[1] / "checkpoint.pt", *flags)
+    run(looks, monkeypatch, *trained, *flags)
     assert {path.name for path in tmp_path.iterdir()} == {"looks_trajectories.png", "looks_grad_cam.png", "looks.csv"}
     for name, inches in {"looks_trajectories.png": (10, 5.4), "looks_grad_cam.png": (8.5, 8.6)}.items():
         picture = iio.imread(tmp_path / name)
@@ -330,8 +323,10 @@ def test_two_runs_become_two_pictures_and_a_table(trained, tmp_path, monkeypatch
         assert (row["episodes"], row["steps"], row["commit"]) == ("3", "23", commit)
         assert all(float(row[key]) > 0 for key in ("cosine", "cosine_ratio", "euclidean", "euclidean_ratio"))
     assert "PPO + netrand: cosine distance" in capsys.readouterr().out
-    agent, obs, actions, lengths = played(trained[1], 12, num_envs=3, seed=5)
-    hidden = [looks.features(agent, look, lengths) for look in obs]  # the first episode's come first
+    made = looks.common.load_run(trained[1], cuda=False, precision="fp32")
+    (agent,) = made.agents()
+    both = shorter(made, agent, 3, 12, 5)
+    hidden = [looks.encode(agent, frames_of(episodes)) for episodes in both]  # the first episode's come first
     for key, value in looks.distances(*hidden).items():
         assert float(row[key]) == value, "the same seed, the same numbers"
     _, first = drawn["draw_trajectories"][1]
@@ -339,42 +334,45 @@ def test_two_runs_become_two_pictures_and_a_table(trained, tmp_path, monkeypatch
         torch.testing.assert_close(given, wanted[: lengths[0]])
     _, moments, frames, cams = drawn["draw_maps"][1]
     assert list(moments) == [0, 2, 4, 6]
-    assert np.array_equal(frames, obs[:, moments, 0])
-    for given, look in zip(cams, frames, strict=True):  # of the same actions in both looks
-        wanted = looks.grad_cam(agent, torch.as_tensor(look), actions[moments, 0])
+    actions = torch.as_tensor([both[0][0].actions[moment] for moment in moments])
+    for given, look, episodes in zip(cams, frames, both, strict=True):  # of the same actions in both looks
+        assert np.array_equal(look, [episodes[0].obs[moment] for moment in moments])
+        wanted = looks.grad_cam(agent, torch.as_tensor(look), actions)
         torch.testing.assert_close(torch.as_tensor(given), wanted)
 
 
 def test_on_the_real_game_the_looks_differ_in_style_alone(trained):
-    agent, obs, _, lengths = played(trained[0], 30, num_envs=4, seed=3)
+    made = looks.common.load_run(trained[0], cuda=False, cuda_required=False, precision="fp32")
+    (agent,) = made.agents()
+    both = looks.play_both(made, agent, 4, 30, 3)
     assert not agent.bf16 and next(agent.parameters()).device.type == "cpu"
-    for n, length in enumerate(lengths):
-        seen, unseen = obs[:, :length, n]
+    for one, other in zip(*both, strict=True):
+        seen, unseen = np.stack(one.obs), np.stack(other.obs)
         assert np.array_equal(seen[..., :13, :26], unseen[..., :13, :26]), "the velocity box says the same"
         assert len(np.unique(seen[..., :13, :26])) > 2, "and it does say something"
         assert (seen != unseen).mean() > 0.1
 
 
 def test_what_is_wrong_is_said_in_a_line(trained, tmp_path, monkeypatch, capsys):
-    state = torch.load(trained[0] / "checkpoint.pt", weights_only=True)
-    torch.save(state | {"args": state["args"] | {"plain_look": False}}, tmp_path / "full.pt")
-    torch.save(state | {"args": state["args"] | {"new": 1}}, tmp_path / "newer.pt")
-    torch.save(state | {"script": "mdpo"}, tmp_path / "mdpo.pt")
+    full = with_args(trained[0], tmp_path / "full", plain_look=False)
+    newer = with_args(trained[0], tmp_path / "newer", new=1)
+    other = with_args(trained[0], tmp_path / "other")
+    for name in ("args.json", "ppo_netrand.py"):  # a script without that argument
+        (other / name).write_text((other / name).read_text().replace("plain_look", "look"))
+    before = sorted(tmp_path.rglob("*"))
     out = ["--out", tmp_path]
     for flags, words in (
-        ([tmp_path / "full.pt", *out], "full.pt: was trained without --plain-look"),
-        ([trained[0], tmp_path / "full.pt", *out], "full.pt: was trained without --plain-look"),
-        ([tmp_path / "newer.pt", *out], "newer.pt is of another version of ppo_netrand.py"),
-        ([tmp_path / "mdpo.pt", *out], "mdpo.pt is not a checkpoint of ppo_netrand.py"),
-        ([tmp_path / "none.pt", *out], "none.pt cannot be read as a checkpoint"),
+        ([full, *out], "full: was trained without --plain-look"),
+        ([trained[0], full, *out], "full: was trained without --plain-look"),
+        ([other, *out], "other: was trained without --plain-look"),
+        ([newer, *out], "newer is a run of another version of ppo_netrand.py"),
+        ([tmp_path / "none", *out], "none is no folder of a run"),
+        ([*out], "a run's folder, or some of them, is needed"),
         ([trained[0], "--out", tmp_path / "nowhere"], "nowhere: a folder that exists"),
         ([trained[0], *out, "--episodes", 0], "at least 1"),
         ([trained[0], *out, "--moments", 0], "at least 1"),
         ([trained[0], *out, "--steps", 1], "at least 2"),
         ([trained[0], *out, "--seed", -1], "at least 0"),
     ):
-        with pytest.raises(SystemExit, match=r"^2$"):
-            main(monkeypatch, *flags)
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and words in error and error.count("\n") == 1, error
-    assert {path.suffix for path in tmp_path.iterdir()} == {".pt"}, "nothing was written"
+        assert_refuses(looks, monkeypatch, capsys, flags, words)
+    assert sorted(tmp_path.rglob("*")) == before, "nothing was written"

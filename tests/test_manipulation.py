@@ -1,4 +1,4 @@
-"""benchmark/manipulation.py: the stock shapes are the untouched task, and the others change shapes alone."""
+"""benchmark/suites/manipulation.py: the stock shapes are the untouched task, and the others change shapes alone."""
 
 import copy
 import csv
@@ -10,23 +10,24 @@ import numpy as np
 import pytest
 from conftest import ROOT, ROWS, folder_in, load
 
-sys.path.insert(0, str(ROOT / "benchmark"))
+sys.path[:0] = [str(ROOT / "benchmark" / "suites"), str(ROOT / "benchmark")]
+import common
 import manipulation
-import suites
+import pixels
 
 STUDS = [f"stud_{row}{column}" for row in range(2) for column in range(4)]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def renderer():
-    """Easy to miss: torch's compiler first, as in a run, for what Mesa loads makes its import crash."""
+    """torch's compiler first, as in a run: after Mesa its import crashes."""
     importlib.import_module("torch._inductor")
-    load("sac_sam_reset").import_suite()
+    pixels.own_frames(str(ROOT / "algos" / "sac_sam_reset.py"))
 
 
 def make(split, task="reach_duplo", seed=1, repeat=2, **frames):
     args = SimpleNamespace(env_id=task, seed=seed, num_envs=1, action_repeat=repeat)
-    return manipulation.make_envs(args, split, **frames)
+    return pixels.make_envs(manipulation.SUITE, args, split, **frames)
 
 
 def model_of(shape, task="reach_duplo"):
@@ -48,11 +49,11 @@ def named(model, kind):
     return {getattr(model, kind)(number).name: number for number in range(getattr(model, f"n{kind}"))}
 
 
-@pytest.mark.parametrize("task", ["reach_duplo", "reach_site"])
+@pytest.mark.parametrize("task", [pytest.param("reach_duplo", marks=pytest.mark.slow), "reach_site"])
 def test_the_stock_shapes_are_the_untouched_task(task):
     from dm_control import manipulation as untouched
 
-    (seed,) = suites.seeds_of(SimpleNamespace(seed=1, num_envs=1), "test", 0)
+    (seed,) = np.random.SeedSequence((1, 1, 0)).generate_state(1).tolist()
     plain = untouched.load(f"{task}_vision", seed=seed)
     low, high = plain.action_spec().minimum, plain.action_spec().maximum
     pictures = [plain.reset().observation["front_close"][0]] * 3
@@ -71,10 +72,11 @@ def test_the_stock_shapes_are_the_untouched_task(task):
     plain.close()
 
 
+@pytest.mark.slow
 def test_gray_frames_are_those_of_the_script_that_has_them():
     from dm_control import manipulation as untouched
 
-    (seed,) = suites.seeds_of(SimpleNamespace(seed=1, num_envs=1), "test", 0)
+    (seed,) = np.random.SeedSequence((1, 1, 0)).generate_state(1).tolist()
     plain = untouched.load("reach_site_features", seed=seed)
     own = load("sac_sam_reset").ControlEnvs([plain], 2, camera="front_close")
     ours = make("test", "reach_site", size=64, gray=True)
@@ -88,13 +90,14 @@ def test_gray_frames_are_those_of_the_script_that_has_them():
     own.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sac_sam_reset", "drqv2_pieg"])
 def test_a_script_with_its_own_network_is_trained_and_tested(name, tmp_path):
     flags = [*ROWS[name]["flags"].split()[2:], "--runs-dir", str(tmp_path)]
     flags += ["--env-id", "reach-site", "--action-repeat", "25", "--total-timesteps", "27", "--eval-every", "0"]
-    suites.main(manipulation, [name, *flags])
+    pixels.main(manipulation.SUITE, [name, *flags])
     folder = folder_in(tmp_path)
-    suites.main(manipulation, ["test", str(folder), "--variants", "shape_large", "--episodes", "1"])
+    pixels.main(manipulation.SUITE, ["test", str(folder), "--variants", "shape_large", "--episodes", "1"])
     (row,) = csv.DictReader((folder / "manipulation.csv").open())
     assert (row["step"], row["variant"], row["episodes"]) == ("27", "shape_large", "1")
     assert 0 <= float(row["return"]) <= 250
@@ -104,7 +107,8 @@ def test_a_script_with_its_own_network_is_trained_and_tested(name, tmp_path):
 def test_a_script_gets_frames_of_the_kind_it_has(name):
     script = load(name)
     own = script.make_envs(script.Args(env_id="cartpole-swingup", action_repeat=2), "train")
-    ours = suites.make_envs(script, manipulation, script.Args(env_id="reach-site", action_repeat=2), "train")
+    make_envs, _ = pixels.seams(manipulation.SUITE, common.load_script(script.__file__))
+    ours = make_envs(script.Args(env_id="reach-site", action_repeat=2), "train")
     assert ours.single_observation_space == own.single_observation_space
     ours.close()
     own.close()
@@ -184,14 +188,23 @@ def test_a_task_without_a_brick_is_deformed_too():
     assert np.array_equal(model.site_size, plain.site_size)
 
 
-def test_the_first_picture_follows_from_the_seed_and_shows_the_shape():
-    def first(split, seed=1):
-        envs = make(split, seed=seed)
-        obs, _ = envs.reset()
-        envs.close()
-        assert all(np.array_equal(obs[0, :3], obs[0, n : n + 3]) for n in (3, 6))
-        return obs[0, :3]
+def first(split, seed=1):
+    """The first picture of an episode."""
+    envs = make(split, seed=seed)
+    obs, _ = envs.reset()
+    envs.close()
+    assert all(np.array_equal(obs[0, :3], obs[0, n : n + 3]) for n in (3, 6))
+    return obs[0, :3]
 
+
+def test_a_shape_is_seen_and_begins_where_test_does():
+    test = first("test")
+    assert np.array_equal(test, first("shape_train"))
+    assert (test != first("shape_large")).any(0).mean() > 0.01, "share of the pixels"
+
+
+@pytest.mark.slow
+def test_the_first_picture_follows_from_the_seed_and_shows_the_shape():
     pictures = {name: first(name) for name in ("train", "test", *manipulation.SHAPES)}
     assert np.array_equal(pictures["test"], first("test"))
     assert np.array_equal(pictures["test"], pictures["shape_train"]), "a shape begins where test does"
@@ -200,7 +213,7 @@ def test_the_first_picture_follows_from_the_seed_and_shows_the_shape():
     assert min(different) > 0.01, "share of the pixels"
 
 
-@pytest.mark.parametrize("steps, ended", [(249, False), (250, True)])
+@pytest.mark.parametrize("steps, ended", [pytest.param(249, False, marks=pytest.mark.slow), (250, True)])
 def test_an_episode_is_cut_after_250_control_steps(steps, ended):
     envs = make("shape_large", repeat=steps)
     envs.reset()
@@ -235,7 +248,7 @@ def test_a_reset_whose_poses_all_fail_is_tried_again():
     "split, task, said",
     [
         ("shape_huge", "reach_duplo", "no shape 'shape_huge', there are: shape_train shape_small"),
-        ("train", "walker_walk", "--env-id walker_walk: no such task, there are reach_duplo reach_site"),
+        ("train", "walker_walk", "--env-id walker_walk: no such task, there are reach-duplo reach-site"),
     ],
 )
 def test_what_is_not_there_is_one_line(split, task, said, capsys):

@@ -243,6 +243,7 @@ def test_the_identity_mode_shows_the_policy_what_there_is(monkeypatch, tmp_path)
     assert set(log["charts/clean"].values()) == {1.0}
 
 
+@pytest.mark.slow
 def test_clean_iterations_come_as_often_as_asked_and_are_told_apart(monkeypatch, tmp_path):
     short = {"update_epochs": 1, "num_minibatches": 1, "total_timesteps": 16 * 100}
     _, iterations, log, _ = recorded(monkeypatch, tmp_path, clean_prob=0.3, **short)
@@ -263,12 +264,33 @@ def test_how_often_is_clean_shifts_no_kernel(monkeypatch, tmp_path):
 
 
 def test_finished_episodes_count_for_the_kind_they_end_in(tmp_path):
-    args = tiny_args("ppo_netrand", tmp_path)
-    player = netrand.Player(ScriptedEnvs(args, "train"), TinyAgent, args, 0, torch.device("cpu"))
-    player.count(np.array([1.0, 2.0]), np.array([False, False]), True)
-    player.count(np.array([4.0, 8.0]), np.array([True, False]), False)
-    player.count(np.array([16.0, 32.0]), np.array([False, True]), True)
-    assert [list(kind) for kind in player.finished] == [[(5.0, 2.0)], [(42.0, 3.0)]]
+    """Rollouts of two steps, by turns clean and not, and episodes of three and four steps that outlast them."""
+
+    ended = []  # (step, return, length) of each training episode
+
+    class Envs(ScriptedEnvs):
+        def __init__(self, args, split, start=0):
+            super().__init__(args, split, start)
+            self.step_number = start
+
+        def step(self, actions):
+            obs, reward, terminated, truncated, info = super().step(actions)
+            self.step_number += 2
+            ended.extend((self.step_number, *episode[1:]) for episode in info["episodes"])
+            return obs, reward, terminated, truncated, info
+
+    tiny = {"num_steps": 2, "num_minibatches": 1, "total_timesteps": 80, "eval_every": 0, "exact_every": 0}
+    netrand.train(tiny_args("ppo_netrand", tmp_path, clean_prob=0.5, **tiny), Envs, TinyAgent)
+    log, seen = metrics(tmp_path), {0.0: 0, 1.0: 0}
+    for step, clean in log["charts/clean"].items():
+        returns = [value for at, value, _ in ended if step - 4 < at <= step]
+        lengths = [value for at, _, value in ended if step - 4 < at <= step]
+        own, other = ("_clean", "") if clean else ("", "_clean")
+        assert step not in log[f"charts/episodic_return{other}"] and step not in log[f"charts/episodic_length{other}"]
+        assert log[f"charts/episodic_return{own}"].get(step) == (np.mean(returns) if returns else None)
+        assert log[f"charts/episodic_length{own}"].get(step) == (np.mean(lengths) if lengths else None)
+        seen[clean] += len(returns)
+    assert min(seen.values()) >= 5 and sum(seen.values()) == len(ended)
 
 
 # ---- Switched off ----
@@ -278,7 +300,7 @@ def test_finished_episodes_count_for_the_kind_they_end_in(tmp_path):
 def test_switched_off_it_is_the_ppo_of_mdpo(tmp_path, changes):
     """The same weights bit for bit, evaluations and returns too, from the same seed and the scripts' own networks."""
     changes = {"seed": 3, "env_id": "coinrun"} | changes
-    ppo = mdpo.train(tiny_args("mdpo", tmp_path / "mdpo", num_agents=1, **changes), ScriptedEnvs)
+    ppo = mdpo.train(tiny_args("mdpo", tmp_path / "mdpo", num_agents=1, **changes), ScriptedEnvs)[0]
     off = netrand.train(tiny_args("ppo_netrand", tmp_path / "off", netrand=False, **changes), ScriptedEnvs)
     on = netrand.train(tiny_args("ppo_netrand", tmp_path / "on", **changes), ScriptedEnvs)
     assert torch.equal(weights(ppo), weights(off))
@@ -320,18 +342,18 @@ def test_the_monte_carlo_policy_is_the_mean_of_its_parts(tmp_path):
 
 def test_evaluation_samples_from_the_policy_it_is_asked_for(monkeypatch, tmp_path):
     """New kernels at each step, the same ones in each evaluation; with 0 samples the clean policy, without kernels."""
-    args, seen, real = tiny_args("ppo_netrand", tmp_path), [], netrand.monte_carlo_policy
+    args, seen, real = tiny_args("ppo_netrand", tmp_path, mc_samples=3), [], netrand.monte_carlo_policy
     agent = TinyAgent(ScriptedEnvs(args, "test"), args)
     monkeypatch.setattr(netrand, "monte_carlo_policy", lambda *inputs: seen.append(inputs[2]) or real(*inputs))
-    first = netrand.evaluate(agent, args, ScriptedEnvs, "test", 4, 3)
+    first = netrand.evaluate(agent, args, ScriptedEnvs, "test")
     drawn = torch.stack(seen)  # [steps, 3, 3, 3, 3, 3]
     assert drawn.shape[1:] == (3, 3, 3, 3, 3)
     assert len(drawn.flatten(0, 1).unique(dim=0)) == drawn.shape[0] * drawn.shape[1]
     seen.clear()
-    assert np.array_equal(first, netrand.evaluate(agent, args, ScriptedEnvs, "test", 4, 3))
+    assert np.array_equal(first, netrand.evaluate(agent, args, ScriptedEnvs, "test"))
     assert torch.equal(drawn, torch.stack(seen))
     seen.clear()
-    netrand.evaluate(agent, args, ScriptedEnvs, "test", 4)
+    assert netrand.evaluate(agent, replace(args, mc_samples=0), ScriptedEnvs, "test").shape == (4,)
     assert seen == []
 
 
@@ -340,17 +362,18 @@ def test_monte_carlo_actions_follow_their_probabilities(monkeypatch, tmp_path):
     wanted, steps, chosen = torch.tensor([0.1, 0.4, 0.2, 0.25, 0.05]), 5000, []
 
     class Envs(ScriptedEnvs):
-        def __init__(self, args, split):
-            super().__init__(args, split, num_actions=5, obs_shape=(3, 2, 2))
+        def __init__(self, args, split, start=0):
+            super().__init__(args, split, start, num_actions=5, obs_shape=(3, 2, 2))
 
         def step(self, actions):
             chosen.extend(actions.tolist())
             end = np.full(self.num_envs, len(chosen) >= steps)
-            return self.observe(), np.zeros(self.num_envs), end, end, {}
+            episodes = [(n, 0.0, 1) for n in np.flatnonzero(end)]
+            return self.observe(), np.zeros(self.num_envs), end, end, {"episodes": episodes}
 
     monkeypatch.setattr(netrand, "monte_carlo_policy", lambda agent, obs, kernels: wanted.expand(len(obs), 5))
-    args = tiny_args("ppo_netrand", tmp_path)
-    netrand.evaluate(TinyAgent(ScriptedEnvs(args, "test"), args), args, Envs, "test", 2, 1)
+    args = tiny_args("ppo_netrand", tmp_path, eval_episodes=2, mc_samples=1)
+    netrand.evaluate(TinyAgent(ScriptedEnvs(args, "test"), args), args, Envs, "test")
     expected = len(chosen) * wanted
     assert (torch.tensor(chosen).bincount(minlength=5) - expected).square().div(expected).sum() < 18.5
 
@@ -362,14 +385,25 @@ def test_the_last_evaluation_has_both_policies_and_the_others_the_clean_one(tmp_
     for split in ("test", "train", "full_look"):
         assert list(log[f"eval/{split}_return"]) == [last // 2, last]
         assert list(log[f"eval/mc_{split}_return"]) == [last]
-    (table,) = (tmp_path / "on").glob("*/evaluation.csv")
-    rows = [(row["mc_samples"], row["split"]) for row in csv.DictReader(table.open())]
-    assert rows == list(itertools.product(("0", "2"), ("test", "train", "full_look")))
-    netrand.train(
-        replace(args, netrand=False, plain_look=False, runs_dir=str(tmp_path / "off")), ScriptedEnvs, TinyAgent
-    )
+    off = replace(args, netrand=False, plain_look=False, runs_dir=str(tmp_path / "off"))
+    netrand.train(off, ScriptedEnvs, TinyAgent)
     log = metrics(tmp_path / "off")
     assert not any("mc_" in key or "full_look" in key for key in log) and "eval/train_return" in log
+
+
+def test_what_compare_logs(monkeypatch, tmp_path):
+    returns = {"test": np.array([1.0, 2.0]), "train": np.array([3.0, 6.0]), "full_look": np.array([7.0, 8.0])}
+    monkeypatch.setattr(
+        netrand, "evaluate", lambda agent, args, make_envs, split, tick: returns[split] + 10 * args.mc_samples
+    )
+    args = tiny_args("ppo_netrand", tmp_path, plain_look=True, mc_samples=2)
+    clean = {"eval/test_return": 1.5, "eval/train_return": 4.5, "eval/full_look_return": 7.5, "eval/gap": 3.0}
+    mixed = {"eval/mc_test_return": 21.5, "eval/mc_train_return": 24.5, "eval/mc_full_look_return": 27.5}
+    assert netrand.compare([None], args, None) == clean | mixed | {"eval/mc_gap": 3.0}
+    assert netrand.compare([None], replace(args, mc_samples=0), None) == clean
+    assert netrand.compare([None], replace(args, netrand=False), None) == clean
+    del clean["eval/full_look_return"]
+    assert netrand.compare([None], replace(args, netrand=False, plain_look=False), None) == clean
 
 
 # ---- Looks ----

@@ -1,22 +1,46 @@
-"""Each command of the README does what it says, in a short form."""
+"""What README.md and docs/ say: each command works in a short form, each link leads somewhere, each flag exists."""
 
+import ast
 import importlib.util
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, ROWS, SCRIPTS, load
-from test_drqv2_pieg import make_looks
+from conftest import ROOT, ROWS
 
-README = (ROOT / "README.md").read_text()
-SUITES = {"benchmark/manipulation.py": "reach-duplo", "benchmark/drawerworld.py": "drawer-close"}  # their first tasks
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ALL_PAGES = [*PAGES, *sorted((ROOT / "benchmark").rglob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+FIVE = ["mdpo", "ppo_netrand", "drq_sam_reset", "sac_sam_reset", "drqv2_pieg"]
+SUITES = {"benchmark/suites/manipulation.py": "reach-duplo", "benchmark/suites/drawerworld.py": "drawer-close"}
 
 
+def blocks_of(page):
+    """The commands of each block, as lists."""
+    blocks = []
+    for language, text in BLOCK.findall(page.read_text()):
+        if language == "bash":
+            blocks.append(text.splitlines())
+    return blocks
+
+
+def all_blocks():
+    """A parameter for each block of each page. Those of README.md are fast, but for the paper's setting."""
+    parameters = []
+    for page in PAGES:
+        for number, commands in enumerate(blocks_of(page), 1):
+            fast = page.name == "README.md" and not any("bigfish" in command for command in commands)
+            marks = [] if fast else [pytest.mark.slow]
+            parameters.append(pytest.param(commands, marks=marks, id=f"{page.name}-{number}"))
+    return parameters
+
+
+# ---- Commands ----
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
     """A copy of what the commands need."""
@@ -28,134 +52,264 @@ def checkout(tmp_path_factory):
     return folder
 
 
-def run_python(path, argv, monkeypatch):
-    """Runs a script's main() in this process, or trains on a suite, tests and shows it."""
-    monkeypatch.syspath_prepend(path.parent)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, path.stem, module)
-    monkeypatch.setattr(sys, "argv", [str(path), *argv])
-    spec.loader.exec_module(module)
-    if f"benchmark/{path.name}" in SUITES:
-        return module.suites.main(module, argv)
-    module.main(*[argv] * (path.stem == "ablations"))
-
-
-def short_form(path, argv):
-    """The flags that make a command of the README short; those of a checkpoint's run are short already."""
-    if path.startswith("benchmark/record.py"):
-        return ["--steps", "3", "--rows", "1", "--columns", "1"]
-    if path.startswith("benchmark/throughput.py"):
-        return [f"--flags={ROWS[Path(argv[0]).stem]['flags']}", "--iterations", "1"]
-    if path.startswith("benchmark/looks.py"):
-        return ["--episodes", "2", "--steps", "8"]
-    if path.startswith("benchmark/launch.py"):
-        return ["--only", "exp-name ppo ", "--seeds", "1"] if "smoke" in argv else ["--dry-run"]
-    if path.startswith(("benchmark/plot_aggregate.py", "benchmark/report.py")):
-        return ["--reps", "3"]
-    if path.startswith("benchmark/robustness.py"):
-        return ["--episodes", "1", "--steps", "3", "--draws", "2"]
-    if path.startswith("benchmark/tsne.py"):
-        return ["--versions", "10", "--perplexity", "3", "--step", "2"]
-    if path.startswith("benchmark/sharpness.py"):
-        return ["--batch-size", "4", "--active-size", "8", "--iterations", "2"]
-    if path.startswith("benchmark/adaptation.py"):
-        tiny = "--scale short --data synthetic --changes 2 --updates 4 --final-updates 6 --chunk-images 20"
-        return shlex.split(f"{tiny} --test-images 30 --methods base --optimizers sgd --seeds 1 --no-cuda")
-    if path in SUITES and argv[0] in SCRIPTS:
-        flags = shlex.split(ROWS[argv[0]]["flags"])[2:]  # without the task
-        return [*flags, "--action-repeat", "10", "--total-timesteps", "30", "--eval-every", "0"]
-    if path in SUITES:
-        return ["--episodes", "1"] if argv[0] == "test" else []
-    if not (path.startswith("algos/") or "--env-id" in argv) or "--evaluate" in argv:
-        return []
-    if "--resume" in argv:
-        return ["--eval-every", "0", "--total-timesteps", "192" if "--total-timesteps" in argv else "128"]
-    script = script_of(path, argv)
-    flags = shlex.split(ROWS["mdpo" if script == "ppo_netrand" else script]["flags"])  # in the mode that is asked for
-    flags = [*flags[flags.index("--total-timesteps") :], "--final-eval-episodes", "2"]
-    more = {"ppo_netrand": ["--mc-samples", "1"], "mdpo": ["--eval-every", "64"]}
-    more["sac_sam_reset"] = more["drqv2_pieg"] = []
-    more["drq_sam_reset"] = ["--eval-every", "1000", "--final-eval-episodes", "1"]  # a game of boxing takes its time
-    return flags + more[script]
-
-
-def script_of(path, argv):
-    """The script that a command runs, or whose runs it looks at."""
-    words = [path, *argv]
-    if path in SUITES or any(name in " ".join(words) for name in ("pieg", "zero_shot", "--split looks")):
-        return "drqv2_pieg"
-    for script in ("drq_sam_reset", "sac_sam_reset"):
-        if any(script[:3] in word.lower() for word in words):
-            return script
-    return "ppo_netrand" if any("netrand" in word or "looks" in word for word in words) else "mdpo"
-
-
-def test_the_readme_has_commands():
-    assert any("make test" in command for command in COMMANDS)
-    assert sum("algos/mdpo.py" in command for command in COMMANDS) >= 8
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_command(command, checkout, monkeypatch, capsys):
+@pytest.mark.parametrize("commands", all_blocks())
+def test_commands(commands, checkout, monkeypatch, capsys):
+    """The commands of a block, one after the other, in a copy of the repository."""
     monkeypatch.chdir(checkout)
-    program, *words = shlex.split(command)
-    if program == "make":
-        done = subprocess.run(["make", "-n", *words], capture_output=True, text=True)
-        assert done.returncode == 0 and "requirements.txt" in (checkout / "Makefile").read_text()
+    for command in commands:
+        program, *words = shlex.split(command)
+        if program == "make":
+            done = subprocess.run(["make", "-n", *words], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+        elif program == "cp":
+            subprocess.run([program, *words], check=True)
+        elif program in ("pip", "tensorboard"):
+            assert words in (["install", "-r", "requirements.txt"], ["--logdir", "runs"])
+        elif program == "uv":
+            assert words[0] == "run" and "# /// script\n" in Path(words[1]).read_text()
+            run_command(words[1], words[2:], checkout, monkeypatch, capsys)
+        else:
+            assert program == "python"
+            run_command(words[0], words[1:], checkout, monkeypatch, capsys)
+
+
+def run_command(path, argv, checkout, monkeypatch, capsys):
+    """Runs a program of the repository in its short form, with the runs and files that it needs."""
+    if path.startswith("tests/"):
+        argv = [word.replace("NAME", "fail") for word in argv]
+        subprocess.run([sys.executable, path, *argv], check=True)
         return
-    if program == "cp":
-        subprocess.run([program, *words], check=True)
-        return
-    if program in ("pip", "tensorboard"):
-        assert words in (["install", "-r", "requirements.txt"], ["--logdir", "runs"])
-        return
-    assert program == "python"
-    path, *argv = words
-    if path == "benchmark/drawerworld.py" and importlib.util.find_spec("metaworld") is None:
+    if path.endswith("drawerworld.py") and importlib.util.find_spec("metaworld") is None:
         with pytest.raises(SystemExit, match=r"^2$"):
             run_python(checkout / path, argv, monkeypatch)
         assert "error: DrawerWorld needs Meta-World: pip install" in capsys.readouterr().err
         pytest.skip("Meta-World is not installed: make drawerworld")
-    if "runs/<" in command:
-        script = script_of(path, argv)
-        flags = shlex.split(ROWS[script]["flags"])
-        runs = f"runs/{SUITES.get(path, flags[1])}__{script}__*"
-        if not list(checkout.glob(runs)) and path in SUITES:
-            run_python(checkout / path, [script, *short_form(path, [script])], monkeypatch)
-        elif not list(checkout.glob(runs)):
-            run_python(checkout / f"algos/{script}.py", flags, monkeypatch)
-        folder = str(min(checkout.glob(runs)))
+    looks = {"--eval-modes", "--dmcgb-dir", "looks"} & set(argv)
+    if looks and not Path("data").exists():
+        from test_drqv2_pieg import make_looks
+
+        make_looks(checkout / "data" / "dmcgb")  # what `make dmcgb` would download
+    if "runs" in argv or any("runs/<" in word for word in argv):
+        folder = make_run(path, argv, checkout, monkeypatch)
         argv = [re.sub(r"runs/<.*?>", folder, word) for word in argv]
-    if ("--eval-modes" in argv or "looks" in argv) and not Path("data").exists():
-        make_looks(checkout / "data" / "dmcgb")  # what `make dmcgb` would get from a network
-    if path == "benchmark/collect.py" and "runs" in argv and not Path("runs").exists():
-        run_python(checkout / "algos/mdpo.py", shlex.split(ROWS["mdpo"]["flags"]), monkeypatch)
-    if path.startswith("benchmark/plot_") and not Path(argv[0] if "curves" in path else argv[1]).exists():
-        argv = [str(file) for word in argv for file in sorted(checkout.glob(word)) or [word]]
-    if path.startswith("tests/"):
-        subprocess.run([sys.executable, path, *(word.replace("NAME", "fail") for word in argv)], check=True)
-        return
+    if path.endswith("plot_aggregate.py"):
+        argv = [argv[0], *expand(argv[1]), *argv[2:]]
     before = set(checkout.rglob("*"))
     run_python(checkout / path, argv + short_form(path, argv), monkeypatch)
-    made = {file.name for file in set(checkout.rglob("*")) - before}
+    made = {file.name: file for file in set(checkout.rglob("*")) - before}
     if path.startswith("algos/") and "--resume" not in argv:
-        assert "--evaluate" in argv or {"checkpoint.pt", "evaluation.csv"} <= made
+        assert {"checkpoint.pt", "args.json", "metrics.csv", Path(path).name} <= made.keys()
+        assert ("eval/test_return" in made["metrics.csv"].read_text()) == is_evaluated(argv)
+    if "--out" in argv and argv[argv.index("--out") + 1] != ".":
+        assert Path(argv[argv.index("--out") + 1]).exists()
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_each_flag_in_the_readme_exists_and_none_is_missing(name):
-    """A table of flags says which other one it adds to, or it is whole."""
-    _, _, section = README.partition(f"## Flags of `{name}.py`")
-    table = section[section.index("| group") :].partition("\n\n")[0]
-    base = re.search(r"(?:copy of|as in) `(\w+)\.py`", section[: section.index("| group")])
-    fields = {key.replace("_", "-") for key in load(name).Args.__dataclass_fields__}
-    if base:
-        fields -= {key.replace("_", "-") for key in load(base[1]).Args.__dataclass_fields__}
-    assert set(re.findall(r"`--([a-z-]+)`", table)) == fields
+def expand(pattern):
+    """What a shell makes of *.csv."""
+    return [str(file) for file in sorted(Path().glob(pattern))]
 
 
-def test_each_picture_and_file_in_the_readme_exists():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    local = [link for link in links if not link.startswith("http")]
-    assert local and all((ROOT / link).exists() for link in local)
+def run_python(path, argv, monkeypatch):
+    """Runs a program as `python path argv` does, but in this process, which saves the imports."""
+    for name, module in list(sys.modules.items()):
+        if "benchmark" in Path(vars(module).get("__file__") or "").parts:
+            monkeypatch.delitem(sys.modules, name)  # or it would be the original one, not the copy's
+    monkeypatch.setattr(sys, "path", [str(path.parent), *sys.path])
+    monkeypatch.setattr(sys, "argv", [str(path), *argv])
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, path.stem, module)
+    spec.loader.exec_module(module)
+    if path.parent.name == "suites":
+        module.main(argv)
+    else:
+        module.main()
+
+
+def make_run(path, argv, checkout, monkeypatch):
+    """A finished run of the script that the command is about. -> its folder."""
+    script = script_of(path, argv)
+    if path in SUITES:
+        found, program, flags = f"runs/{SUITES[path]}__*", path, [script, *short_form(path, [script])]
+    else:
+        found, program, flags = f"runs/*__{script}__*", f"algos/{script}.py", flags_of_row(script)
+    if not list(checkout.glob(found)):
+        run_python(checkout / program, flags, monkeypatch)
+    return str(min(checkout.glob(found)).relative_to(checkout))
+
+
+def script_of(path, argv):
+    """The script that a command runs, or whose runs it looks at."""
+    text = " ".join([path, *argv])
+    for script in FIVE:
+        if script in text:
+            return script
+    words = {"ppo_netrand": ["netrand", "analyses/looks"], "drq_sam_reset": ["DrQ="], "sac_sam_reset": ["SAC="]}
+    words["drqv2_pieg"] = ["PIE-G", "--split looks", "--eval-modes", *SUITES]
+    for script, some in words.items():
+        if any(word in text for word in some):
+            return script
+    return "mdpo"
+
+
+def flags_of_row(script):
+    return shlex.split(ROWS[script]["flags"])
+
+
+def short_form(path, argv):
+    """The flags that make a command short. Programs that look at a run need none: the run is short."""
+    name = Path(path).stem
+    fixed = {
+        "record": "--steps 3 --rows 1 --columns 1",
+        "looks": "--episodes 2 --steps 8",
+        "plot_aggregate": "--reps 3",
+        "report": "--reps 3",
+        "robustness": "--episodes 1 --steps 3 --draws 2",
+        "tsne": "--versions 10 --perplexity 3 --step 2",
+        "sharpness": "--batch-size 4 --active-size 8 --iterations 2",
+        "feature_maps": "--steps 3",
+        "adaptation": "--scale short --data synthetic --changes 2 --updates 4 --final-updates 6 --chunk-images 20"
+        " --test-images 30 --methods base --optimizers sgd --seeds 1 --no-cuda",
+    }
+    if name in fixed:
+        return shlex.split(fixed[name])
+    if name == "throughput":
+        return [f"--flags={ROWS[Path(argv[0]).stem]['flags']}", "--iterations", "1"]
+    if name == "launch":
+        return ["--only", "exp-name ppo ", "--seeds", "1"] if "smoke" in argv else ["--dry-run"]
+    if path in SUITES and argv[0] in FIVE:
+        flags = flags_of_row(argv[0])[2:]  # without the task
+        return [*flags, "--action-repeat", "10", "--total-timesteps", "30", "--eval-every", "0"]
+    if path in SUITES:
+        return ["--episodes", "1"] if argv[0] == "test" else []
+    if "--resume" in argv:
+        return ["--eval-every", "0", "--total-timesteps", "192" if "--total-timesteps" in argv else "128"]
+    if path.startswith("algos/") or "--env-id" in argv:
+        return short_training(script_of(path, argv), is_evaluated(argv))
+    return []
+
+
+def is_evaluated(argv):
+    """Whether a command that trains says something about evaluations. The others go without: they take long."""
+    return any("--eval" in word or word == "--active-units" for word in argv)
+
+
+def short_training(script, evaluated):
+    """The flags of a script's row but for the task and its mode, which the command chooses."""
+    flags = flags_of_row("mdpo" if script == "ppo_netrand" else script)
+    flags = [*flags[flags.index("--total-timesteps") :], "--final-eval-episodes", "2"]
+    if script == "drq_sam_reset":  # a few updates, the first reset among them; and a game of boxing takes its time
+        flags += ["--total-timesteps", "512", "--final-eval-episodes", "1"]
+    if script in ("sac_sam_reset", "drqv2_pieg"):
+        flags += ["--total-timesteps", "30"]
+    if script == "ppo_netrand":
+        flags += ["--mc-samples", "1"]
+    return [*flags, "--eval-every", "1000" if evaluated else "0"]  # 1000: after the last step alone
+
+
+def test_the_readme_has_commands():
+    text = (ROOT / "README.md").read_text()
+    for command in ("make test", "pip install", "uv run", "--resume", "analyses/evaluate.py", "analyses/record.py"):
+        assert command in text
+
+
+# ---- Flags ----
+@cache
+def fields_of(path):
+    """The flags of a program: the fields of its dataclasses, and what it reads from the command line itself."""
+    text = path.read_text()
+    flags = set(re.findall(r'"(--[a-z-]+)"', text))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef):
+            for line in node.body:
+                if isinstance(line, ast.AnnAssign):
+                    flag = line.target.id.replace("_", "-")
+                    flags |= {f"--{flag}", f"--no-{flag}"}
+    return flags
+
+
+def flags_of(words):
+    """All flags that a command may have: those of the program, and of the script that it passes them to."""
+    path = ROOT / words[0]
+    if words[0] == "algos/mine.py":
+        path = ROOT / "algos/mdpo.py"
+    flags = fields_of(path)
+    if path.parent.name == "suites":
+        flags |= fields_of(ROOT / "benchmark/suites/pixels.py")
+    if path.parent.name == "suites" or path.name == "evaluate.py":
+        flags |= fields_of(ROOT / f"algos/{script_of(words[0], words[1:])}.py")
+    return flags
+
+
+def given_in(words):
+    """The flags that are given in a command."""
+    flags = []
+    for word in words:
+        if word.startswith("--"):
+            flags.append(word.partition("=")[0])
+    return flags
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_flag_of_a_command_exists(page):
+    for commands in blocks_of(page):
+        for command in commands:
+            words = shlex.split(command.replace("uv run", "python"))
+            if words[0] == "python":
+                unknown = set(given_in(words)) - flags_of(words[1:])
+                assert not unknown, f"{command}: {unknown}"
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_each_flag_in_the_text_exists(page):
+    """Behind a program's name it is one of that program's; alone it is one of any program. --eval-* is a group."""
+    programs = {}
+    for path in [*ROOT.glob("algos/*.py"), *ROOT.glob("benchmark/**/*.py")]:
+        programs[path.name] = fields_of(path)
+    any_program = set().union(*programs.values())
+    text = BLOCK.sub("", page.read_text())
+    if page.parent.name == "results":
+        text = ""  # commands of runs, with the flags that there were then
+    for code in re.findall(r"`([^`\n]*--[^`\n]*)`", text):
+        program = code.split()[0].rpartition("/")[2]
+        known = programs.get(program, any_program)
+        for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*\*?", code):
+            if flag.endswith("*"):
+                assert any(one.startswith(flag[:-1]) for one in known), f"{page.name}: {code}"
+            else:
+                assert flag in known, f"{page.name}: {code}"
+
+
+# ---- Links ----
+def anchors_of(page):
+    """What GitHub makes of a page's headings."""
+    anchors = []
+    for heading in re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text()), re.M):
+        words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        anchor = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+        anchors.append(f"{anchor}-{anchors.count(anchor)}" if anchor in anchors else anchor)
+    return anchors
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_each_link_leads_somewhere(page):
+    """Files of the repository, and headings of its pages; links to the web are not followed."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", BLOCK.sub("", page.read_text())):
+        if re.match(r"https?://", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists() and target.is_relative_to(ROOT), f"{page.name}: {link}"
+        if anchor:
+            assert anchor in anchors_of(target), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_file_that_is_named_exists(page):
+    examples = {"algos/mine.py", "algos/X.py", "benchmark/results/mine.csv"}
+    for name in re.findall(r"(?<![\w/.])((?:algos|benchmark|docs|tests)/[\w./-]*\w)", page.read_text()):
+        assert name in examples or (ROOT / name).exists(), f"{page.name}: {name}"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_bytes()) <= 12 * 1024

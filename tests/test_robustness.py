@@ -1,24 +1,21 @@
-"""benchmark/robustness.py and tsne.py: perturbations and divergences with known answers, and their files."""
+"""benchmark/analyses/robustness.py and tsne.py: perturbations and divergences with known answers, and their files."""
 
 import csv
 import json
-import subprocess
-import sys
+import shutil
 from types import SimpleNamespace
 
 import imageio.v3 as iio
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import robustness
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, ROWS, ScriptedEnvs, TinyAgent, folder_in, load, tiny_args
-from test_curves import run
-from torch.distributions import Categorical, kl_divergence
-
-sys.path.insert(0, str(ROOT / "benchmark"))
-import robustness
 import tsne
+from conftest import load, tiny_args
+from runs import Countdown, assert_refuses, changed_copy, run, tiny_run
+from torch.distributions import Categorical, kl_divergence
 
 mdpo = load("mdpo")
 NAMES = ("random_conv", "brightness", "contrast", "saturation", "hue")
@@ -36,8 +33,9 @@ def images():
 @pytest.fixture
 def agent(tmp_path):
     torch.manual_seed(0)
-    args = tiny_args("mdpo", tmp_path)
-    return TinyAgent(ScriptedEnvs(args, "train"), args)
+    agent = mdpo.Agent(Countdown(1), tiny_args("mdpo", tmp_path))
+    agent.actor.weight.data *= 100  # a fresh policy hardly depends on what it sees
+    return agent
 
 
 # ---- Perturbations ----
@@ -156,14 +154,13 @@ def test_a_policy_that_sees_nothing_never_changes(agent, name):
 
 
 def test_an_agent_sees_one_episode_of_each_environment(agent, tmp_path):
-    """ScriptedEnvs' episodes take 3, 4 and 5 steps, and the action changes nothing that is seen."""
-    checkpoint = SimpleNamespace(args=tiny_args("mdpo", tmp_path), script=SimpleNamespace(make_envs=ScriptedEnvs))
-    checkpoint.script.act = mdpo.act
-    frames = robustness.play(checkpoint, agent, seed=7, episodes=3, steps=100)
-    envs = ScriptedEnvs(tiny_args("mdpo", tmp_path, num_envs=3, seed=7), "test")
-    shown = np.stack([envs.reset()[0], *(envs.observe() for _ in range(4))])
-    assert torch.equal(frames, torch.as_tensor(np.concatenate([shown[:3, 0], shown[:4, 1], shown[:5, 2]])))
-    assert robustness.play(checkpoint, agent, seed=7, episodes=3, steps=4).shape == (11, 3, 64, 64)
+    """Countdown's episodes take 3, 4 and 5 steps."""
+    about = {"script": mdpo, "make_envs": lambda args, *_: Countdown(args.num_envs)}
+    made = SimpleNamespace(args=tiny_args("mdpo", tmp_path), **about)
+    frames = robustness.seen(made, agent, episodes=3, steps=100, seed=7)
+    shown = [(n, 0, t) for n in range(3) for t in range(n + 3)]
+    assert frames.shape == (12, 3, 64, 64) and frames[:, 0, 0, :3].tolist() == [list(place) for place in shown]
+    assert robustness.seen(made, agent, episodes=3, steps=4, seed=7).shape == (11, 3, 64, 64)
 
 
 # ---- t-SNE ----
@@ -180,8 +177,7 @@ def test_the_spread_by_hand():
 
 @pytest.mark.parametrize("name", ["mdpo", "ppo_netrand"])
 def test_encodings_are_what_the_heads_read(name, tmp_path):
-    args = tiny_args(name, tmp_path)
-    agent = load(name).Agent(ScriptedEnvs(args, "train"), args)
+    agent = load(name).Agent(Countdown(1), tiny_args(name, tmp_path))
     images = torch.randint(0, 256, (260, 3, 64, 64), dtype=torch.uint8, generator=rng())
     encodings = tsne.encode(agent, images)
     assert encodings.shape == (260, 256) and not encodings.requires_grad
@@ -203,40 +199,36 @@ def test_the_map_shows_each_series():
 # ---- The programs ----
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Folders of tiny runs of the two scripts on the real game."""
-    runs_dir = tmp_path_factory.mktemp("runs")
-    return [tiny_run(name, runs_dir / name, "--total-timesteps", "32") for name in ("mdpo", "ppo_netrand")]
-
-
-def tiny_run(name, runs_dir, *flags):
-    """The folder of a run of a script, without evaluations."""
-    flags = [*ROWS[name]["flags"].split(), *flags, "--eval-every", "0", "--runs-dir", str(runs_dir)]
-    subprocess.run([sys.executable, load(name).__file__, *flags], check=True, capture_output=True)
-    return folder_in(runs_dir)
+    """Folders of tiny runs on the real game, of changed copies of mdpo.py and of ppo_netrand.py."""
+    folder, found = tmp_path_factory.mktemp("runs"), []
+    for name, copy in (("mdpo", "mine"), ("ppo_netrand", "yours")):
+        script = changed_copy(name, folder / f"{copy}.py")
+        found.append(tiny_run(name, folder / name, "--total-timesteps", "32", script=script))
+    return found
 
 
 def test_runs_become_a_table_and_a_picture(runs, tmp_path, monkeypatch, capsys):
     short = ("--episodes", 2, "--steps", 4, "--draws", 3, "--seed", 5)
     out, images = tmp_path / "out.csv", tmp_path / "images.png"
-    run(robustness, monkeypatch, f"MDPO={runs[0]}", runs[1] / "checkpoint.pt", *short, "--out", out, "--images", images)
+    run(robustness, monkeypatch, f"MDPO={runs[0]}", runs[1], *short, "--out", out, "--images", images)
     assert "kl_mean" in capsys.readouterr().out
     rows = list(csv.DictReader(out.open()))
     assert [(row["method"], row["agent"], row["perturbation"]) for row in rows] == [
-        (method, agent, name)
-        for method, agent in (("MDPO", "1"), ("MDPO", "2"), ("ppo_netrand", "1"))
-        for name in NAMES
+        (method, agent, name) for method, agent in (("MDPO", "1"), ("MDPO", "2"), ("yours", "1")) for name in NAMES
     ]
     commit = json.loads((runs[0] / "args.json").read_text())["commit"]
     for row in rows:
+        suite = "procgen-plain" if row["method"] == "yours" else "procgen-easy"
         about = [row[key] for key in ("suite", "task", "seed", "step", "commit", "episodes", "frames", "draws")]
-        assert about == ["procgen", "bossfight", "1", "32", commit, "2", "8", "3"]
+        assert about == [suite, "bossfight", "1", "32", commit, "2", "8", "3"]
         assert 0 < float(row["kl_mean"]) < 1 and float(row["kl_std"]) > 0
     picture = iio.imread(images)
     assert picture.shape[1] == 130 * 1.3 * 8 and picture[..., :3].std() > 20
 
     # One of the rows, put together by hand; and alone it is the same as among others.
-    checkpoint, (_, agent) = robustness.load(str(runs[0]), cuda=False)
-    frames, stream = robustness.play(checkpoint, agent, 5, 2, 4), robustness.stream(5, "hue")
+    (made,) = robustness.load([str(runs[0])], cuda=False)
+    _, agent = made.agents()
+    frames, stream = robustness.seen(made, agent, 2, 4, 5), robustness.stream(5, "hue")
     kl = robustness.divergences(agent, frames, lambda obs: robustness.perturbed(obs, "hue", stream), 3)
     assert float(rows[9]["kl_mean"]) == pytest.approx(kl.mean().item(), rel=1e-12)
     assert float(rows[9]["kl_std"]) == pytest.approx(kl.numpy().std(), rel=1e-9)
@@ -244,7 +236,7 @@ def test_runs_become_a_table_and_a_picture(runs, tmp_path, monkeypatch, capsys):
     assert list(csv.DictReader((tmp_path / "hue.csv").open())) == [rows[4], rows[9]], "the same seed, the same numbers"
 
 
-def test_the_velocity_box_of_a_plain_look_stays(runs, tmp_path, monkeypatch):
+def test_the_velocity_box_of_a_plain_look_stays(runs, monkeypatch):
     seen = []
     monkeypatch.setattr(robustness, "perturbed", lambda obs, name, rng, boxed: seen.append(boxed) or obs)
     for folder in runs:
@@ -259,45 +251,53 @@ def test_runs_become_a_map(runs, tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     picture = iio.imread(out)
     assert picture.shape[:2] == (702, 1170) and picture[..., :3].std() > 20
-    checkpoint, agents = robustness.load(str(runs[0]), cuda=False)
-    frame = robustness.play(checkpoint, agents[0], 0, 1, 4)[3]
+    (made,) = robustness.load([str(runs[0])], cuda=False)
+    agents = made.agents()
+    frame = robustness.seen(made, agents[0], 1, 4, 0)[3]
     versions = robustness.random_conv(frame.expand(12, -1, -1, -1), robustness.stream(0, "random_conv"))
     for number, agent in enumerate(agents, 1):
         (line,) = (line.split() for line in lines if line.split()[:1] == ["MDPO"] and line.split()[5] == str(number))
         assert float(line[-1]) == pytest.approx(tsne.spread(agent.encoder(versions.float() / 255)), rel=1e-3)
 
 
+def test_encodings_of_other_lengths_have_no_place_on_one_map(runs, tmp_path, monkeypatch, capsys):
+    wide = tiny_run("mdpo", tmp_path / "runs", "--total-timesteps", "32", "--num-agents", "1")
+    flags = ("--versions", 12, "--perplexity", 4, "--step", 3, "--out", tmp_path / "tsne.png")
+    assert_refuses(tsne, monkeypatch, capsys, (runs[0], wide, *flags), "its encodings are not as long")
+
+
 def test_wrong_input_says_so_in_one_line(runs, tmp_path, monkeypatch, capsys):
-    state = torch.load(runs[0] / "checkpoint.pt", weights_only=True)
-    torch.save(state | {"args": state["args"] | {"new": 1}}, tmp_path / "newer.pt")
-    torch.save(state | {"args": state["args"] | {"env_id": "maze"}}, tmp_path / "maze.pt")
-    torch.save(state | {"script": "sac_sam_reset"}, tmp_path / "sac.pt")
-    wrong = {"agent": {f"more.{key}": value for key, value in state["player1"]["agent"].items()}}
-    torch.save(state | {"player1": wrong}, tmp_path / "ablation.pt")
+    def changed(name, **changes):
+        """A copy of the first run with other arguments."""
+        folder = shutil.copytree(runs[0], tmp_path / name)
+        about = json.loads((folder / "args.json").read_text())
+        about["args"].update(changes)
+        (folder / "args.json").write_text(json.dumps(about))
+        return folder
+
+    newer, maze, ablation = changed("newer", new=1), changed("maze", env_id="maze"), changed("ablation", num_agents=1)
+    other = changed("other")
+    script = (other / "mine.py").read_text()
+    (other / "mine.py").write_text(script.replace("clip_coef", "clipping"))
+    (other / "args.json").write_text((other / "args.json").read_text().replace("clip_coef", "clipping"))
+    before = sorted(tmp_path.rglob("*"))
     picture = ("--out", tmp_path / "a.png")
     for program, flags, says in (
-        (robustness, (), "a run folder or a checkpoint"),
-        (robustness, (tmp_path / "none.pt",), "none.pt cannot be read as a checkpoint"),
-        (
-            robustness,
-            (tmp_path / "sac.pt",),
-            "sac.pt is of sac_sam_reset.py, and this is for mdpo.py and ppo_netrand.py",
-        ),
-        (robustness, (tmp_path / "newer.pt",), "newer.pt is of another version of mdpo.py"),
-        (robustness, (tmp_path / "ablation.pt",), "ablation.pt was not trained by mdpo.py alone"),
+        (robustness, (), "a run's folder, or some of them, is needed"),
+        (robustness, (tmp_path / "none",), "none is no folder of a run"),
+        (robustness, (other,), "other: this is for runs of mdpo.py and ppo_netrand.py and copies of them"),
+        (robustness, (newer,), "newer is a run of another version of mine.py"),
+        (robustness, (ablation,), "ablation was not trained by mine.py alone"),
         (robustness, (runs[0], "--out", tmp_path / "nowhere" / "a.csv"), "a.csv: not a .csv file in a folder"),
         (robustness, (runs[0], "--images", tmp_path / "a.gif"), "a.gif: not a .png file"),
         (robustness, (runs[0], "--draws", 0), "at least 1"),
         (robustness, (runs[0], "--seed", -1), "at least 0"),
-        (robustness, (runs[0], "--perturb"), "at least one"),
-        (tsne, picture, "a run folder or a checkpoint"),
+        (robustness, (runs[0], "--perturb"), "--perturb: some"),
+        (tsne, picture, "a run's folder, or some of them, is needed"),
         (tsne, (runs[0], "--out", tmp_path), "not a .png file"),
-        (tsne, (runs[0], *picture, "--perplexity", 200), "--perplexity: above 0 and below --versions"),
+        (tsne, (runs[0], *picture, "--perplexity", 200), "--perplexity 200.0: above 0 and below --versions"),
         (tsne, (runs[0], *picture, "--versions", 1), "--versions: at least 2"),
-        (tsne, (runs[0], tmp_path / "maze.pt", *picture), "maze.pt played maze and the first one bossfight"),
+        (tsne, (runs[0], maze, *picture), "maze played maze and the first one bossfight"),
     ):
-        with pytest.raises(SystemExit, match=r"^2$"):
-            run(program, monkeypatch, *flags)
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and says in error and error.count("\n") == 1, error
-    assert {path.suffix for path in tmp_path.iterdir()} == {".pt"}, "nothing was written"
+        assert_refuses(program, monkeypatch, capsys, flags, says)
+    assert sorted(tmp_path.rglob("*")) == before, "nothing was written"

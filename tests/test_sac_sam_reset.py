@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from conftest import ScriptedEnvs, TinySac, assert_resumes_exactly, assert_same, folder_in, leaves_of, load, replace
+from conftest import ScriptedEnvs, TinySac, assert_resumes_exactly, folder_in, load, metrics_of, replace, same, state_of
 
 sac = load("sac_sam_reset")
 CPU = torch.device("cpu")
@@ -19,19 +20,22 @@ CPU = torch.device("cpu")
 class Envs(ScriptedEnvs):
     """Frames of 12 x 12 in stacks of 3; episodes of 5 steps, each second of which fails; what ends one is shown."""
 
-    def __init__(self, args, split, restart=0):
-        super().__init__(args, split, restart, obs_shape=(3, 12, 12))
-        self.single_action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
-        self.episodes = 0
+    def __init__(self, args, split, start=0):
+        super().__init__(args, split, start, obs_shape=(3, 12, 12))
+        self.number = 0
 
     def step(self, actions):
+        reward = actions.sum(1)
         self.time += 1
-        ended, obs = self.time == 5, self.observe()
-        failed = ended & (self.episodes % 2 == 1)
-        self.time[ended] = 0
-        self.episodes += int(ended[0])
+        self.returns += reward
+        ended, obs, episodes = self.time == 5, self.observe(), []
+        failed = ended & (self.number % 2 == 1)
+        for n in np.flatnonzero(ended):
+            episodes.append((int(n), float(self.returns[n]), 5))
+        self.time[ended], self.returns[ended] = 0, 0
+        self.number += int(ended[0])
         following = self.observe() if ended.any() else obs
-        return following, actions.sum(1), failed, ended & ~failed, {"final_obs": obs}
+        return following, reward, failed, ended & ~failed, {"final_obs": obs, "episodes": episodes}
 
 
 class Space:
@@ -86,13 +90,6 @@ def test_targets_by_hand():
     log_probs, alpha = torch.tensor([-2.0, 4.0, 5.0]), torch.tensor(0.5)
     targets = sac.critic_targets(rewards, bootstrap, next_q, log_probs, alpha)
     assert targets.tolist() == pytest.approx([1 + 0.9 * (10 + 1), 2 + 0.9 * (18 - 2), 3])
-
-
-def test_soft_update_is_an_average():
-    targets, params = [torch.ones(3), torch.zeros(2)], [torch.zeros(3), torch.ones(2)]
-    sac.soft_update(targets, params, 0.005)
-    torch.testing.assert_close(targets, [torch.full((3,), 0.995), torch.full((2,), 0.005)])
-    assert params[0].sum() == 0 and params[1].sum() == 2
 
 
 # ---- Networks ----
@@ -160,14 +157,14 @@ def test_greedy_actions_are_the_mean(agent):
     obs = torch.randint(0, 256, (4, 3, 64, 64)).byte()
     mean, log_std = agent.actor(agent.encoder(sac.to_pixels(obs)))
     normal = torch.randn(4, 6)
-    assert torch.equal(sac.act(agent, obs)[0], mean.tanh())
-    torch.testing.assert_close(sac.act(agent, obs, normal)[0], (mean + log_std.exp() * normal).tanh())
+    assert torch.equal(sac.act(agent, obs)["actions"], mean.tanh())
+    torch.testing.assert_close(sac.act(agent, obs, normal)["actions"], (mean + log_std.exp() * normal).tanh())
 
 
 # ---- Update ----
 def filled(args, steps=24):
     rng = np.random.default_rng(0)
-    replay = sac.Replay(args.buffer_size, (3, 12, 12), 2, args, CPU)
+    replay = sac.Replay(args.buffer_size, (3, 12, 12), 2, args, CPU, Path(args.runs_dir) / "replay.bin")
     replay.begin(rng.integers(0, 256, (12, 12), dtype=np.uint8))
     for step in range(steps):
         frame, action = rng.integers(0, 256, (12, 12), dtype=np.uint8), rng.uniform(-1, 1, 2).astype(np.float32)
@@ -349,7 +346,8 @@ def test_resets_come_on_schedule_and_not_with_the_last_step(tmp_path, monkeypatc
 def test_replay_is_a_list_of_transitions(capacity, tmp_path):
     """The newest ones, their stacks and bootstraps, through ends of both kinds, a break, and the file."""
     rng, args = np.random.default_rng(1), sac.Args(gamma=0.9)
-    replay, rows = sac.Replay(capacity, (3, 6, 6), 2, args, CPU), []
+    path, rows = tmp_path / "replay.bin", []
+    replay = sac.Replay(capacity, (3, 6, 6), 2, args, CPU, path)
 
     def frame():
         return rng.integers(0, 256, (6, 6), dtype=np.uint8)
@@ -379,10 +377,8 @@ def test_replay_is_a_list_of_transitions(capacity, tmp_path):
             size, stack = size + 1, following
             check(replay)
         if number in (4, 9):  # saved in the middle of an episode; what is under way ends there
-            replay.save(tmp_path / "replay.bin")
-            other = sac.Replay(capacity, (3, 6, 6), 2, args, CPU)
+            other = sac.Replay(capacity, (3, 6, 6), 2, args, CPU, path)
             other.load_state_dict(replay.state_dict())
-            other.load(tmp_path / "replay.bin")
             assert np.array_equal(other.whole, replay.whole)
             replay = other
             check(replay)
@@ -394,14 +390,49 @@ def test_replay_is_a_list_of_transitions(capacity, tmp_path):
     check(replay)
 
 
-def test_a_replay_that_is_shorter_than_its_checkpoint_is_refused(tmp_path):
-    args = tiny(tmp_path)
+def test_a_replay_that_is_shorter_than_its_checkpoint_is_refused(tmp_path, capsys):
+    replay = filled(tiny(tmp_path))
+    state = replay.state_dict()
+    for path, rows in ((replay.path, 1), (tmp_path / "nowhere.bin", 0)):
+        replay.path = path
+        with pytest.raises(SystemExit, match=r"^2$"):
+            replay.load_state_dict({**state, "size": state["size"] + rows})
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_a_failed_save_left_behind_is_written_over(tmp_path):
+    """Rows of no checkpoint are cut off; the row that was under way is there at any time."""
+    replay = filled(tiny(tmp_path), steps=10)
+    state, content = replay.state_dict(), replay.path.read_bytes()
+    replay.path.write_bytes(content + b"torn")
+    again = sac.Replay(30, (3, 12, 12), 2, tiny(tmp_path), CPU, replay.path)
+    again.load_state_dict(state)
+    assert again.state_dict() == state and replay.path.read_bytes() == content
+    again.add(np.zeros(2, np.float32), 1.0, False, np.zeros((12, 12), np.uint8))
+    again.state_dict()
+    assert len(replay.path.read_bytes()) == len(content) + replay.row.itemsize
+    replay.load_state_dict(state)  # a kill here leaves the older checkpoint, which still finds its rows
+
+
+def test_a_reward_that_is_not_finite_is_never_saved(tmp_path, capsys):
+    class Broken(Envs):
+        def step(self, actions):
+            obs, reward, *rest = super().step(actions)
+            return obs, reward * np.nan, *rest
+
+    args = tiny(tmp_path, learning_starts=40, eval_every=0)
+    with pytest.raises(SystemExit) as ended:
+        go(args, Broken)
+    assert "is nan" in ended.value.code or "not finite" in ended.value.code
+    folder = folder_in(tmp_path)
+    assert not (folder / "replay.bin").exists() and not (folder / "checkpoint.pt").exists()
     replay = filled(args)
-    replay.save(tmp_path / "replay.bin")
-    replay.size += 1
-    for path in ("replay.bin", "nowhere.bin"):
-        with pytest.raises(SystemExit):
-            replay.load(tmp_path / path)
+    replay.state_dict()
+    before = replay.path.read_bytes()
+    replay.add(np.zeros(2, np.float32), math.inf, False, np.zeros((12, 12), np.uint8))
+    with pytest.raises(SystemExit, match="a reward is not finite"):
+        replay.state_dict()
+    assert replay.path.read_bytes() == before
 
 
 # ---- Runs ----
@@ -437,7 +468,8 @@ def test_what_is_off_changes_nothing(tmp_path):
     """Without SAM its settings mean nothing, and a reset that never comes is none: SAC, whose twin is above."""
     go(tiny(tmp_path / "off", sam=False, reset_every=0))
     go(tiny(tmp_path / "never", sam=False, sam_rho=3.0, sam_on="actor", reset_every=10**6))
-    assert_same(*(leaves_of(folder_in(tmp_path / name) / "checkpoint.pt") for name in ("off", "never")))
+    off, never = folder_in(tmp_path / "off"), folder_in(tmp_path / "never")
+    assert same(state_of(off), state_of(never)) and metrics_of(off) == metrics_of(never)
 
 
 def test_each_update_draws_anew(tmp_path, monkeypatch):
@@ -461,8 +493,8 @@ def test_training_samples_actions_and_evaluation_does_not(tmp_path, monkeypatch)
     monkeypatch.setattr(sac, "act", lambda agent, obs, *normal: (noise.append(normal), act(agent, obs, *normal))[1])
 
     class Seen(Envs):
-        def __init__(self, args, split, restart=0):
-            super().__init__(args, split, restart)
+        def __init__(self, args, split, start=0):
+            super().__init__(args, split, start)
             if split == "test":
                 evaluated.append((args.seed, args.num_envs))
 
@@ -509,18 +541,23 @@ def test_an_agent_can_add_weight_decay_by_hooks(tmp_path):
 
 
 # ---- Tasks ----
-def test_the_papers_settings():
-    """Frames a step, rho and steps of DMC-M, of PlaNet's other tasks and of the rest; flags come first."""
+DMC_M = "acrobot-swingup cartpole-swingup_sparse cheetah-run finger-turn_easy finger-turn_hard hopper-hop quadruped-run"
+DMC_M += " quadruped-walk reacher-easy reacher-hard walker-run"
+
+
+def test_the_papers_settings(tmp_path):
+    """Frames per step, rho and steps of DMC-M, of PlaNet's other tasks and of the rest; flags come first."""
 
     def of(env_id, **changes):
-        args = sac.definite(sac.Args(env_id=env_id, **changes))
+        args = sac.check(sac.Args(env_id=env_id, runs_dir=str(tmp_path), **changes))
+        assert sac.check(args) == args and args.env_id in sac.TASKS.split()
         return args.action_repeat, args.sam_rho, args.total_timesteps
 
     assert of("cheetah-run") == of("cheetah_run") == (4, 0.002, 500_000)
     assert of("reacher-easy") == (4, 0.01, 500_000)
-    assert len(sac.DMC_M) == 11
-    for task in sac.DMC_M.keys() - {"cheetah-run", "reacher-easy"}:
-        assert of(task) == of(task.replace("-", "_")) == (2, 0.01, 1_000_000)
+    assert len(DMC_M.split()) == 11
+    for task in {*DMC_M.split()} - {"cheetah-run", "reacher-easy"}:
+        assert of(task) == of(task.replace("-", "_")) == of(task.replace("_", "-").upper()) == (2, 0.01, 1_000_000)
     assert of("cartpole-swingup") == (8, 0.01, 250_000) and of("ball_in_cup_catch") == (4, 0.01, 500_000)
     assert of("walker-walk") == (2, 0.01, 1_000_000)
     assert of("cheetah-run", action_repeat=2, sam_rho=0.1, total_timesteps=7) == (2, 0.1, 7)
@@ -541,9 +578,9 @@ def suite():
 
 
 def test_the_tasks_are_the_suites(suite):
-    ours = {(domain, task) for domain, line in sac.SUITE.items() for task in line.split()}
+    ours = {tuple(task.split("-")) for task in sac.TASKS.split()}
     assert ours == {(domain, task) for domain, task in suite.ALL_TASKS if domain != "lqr"}
-    assert all(tuple(task.split("-")) in ours for task in {*sac.DMC_M, *sac.PLANET})
+    assert {*sac.ACTION_REPEAT, *sac.SAM_RHO, *DMC_M.split()} <= {*sac.TASKS.split()}
 
 
 @pytest.mark.parametrize(("env_id", "camera"), [("reacher_easy", 0), ("quadruped-walk", 2)])
@@ -552,10 +589,10 @@ def test_an_episode_of_the_suite(suite, env_id, camera):
 
     The last action is repeated 100 times only, as the episode's 1,000 frames are over.
     """
-    args = sac.definite(sac.Args(env_id=env_id, action_repeat=300, seed=3, num_envs=1))
+    args = sac.check(sac.Args(env_id=env_id, action_repeat=300, seed=3, num_envs=1))
     envs, rng = sac.make_envs(args, "train", 2), np.random.default_rng(0)
     seed = int(np.random.SeedSequence((3, 0, 2)).generate_state(1)[0])
-    bare = suite.load(*sac.task_of(args.env_id), task_kwargs={"random": seed})
+    bare = suite.load(*args.env_id.split("-"), task_kwargs={"random": seed})
 
     def gray():
         pixels = bare.physics.render(64, 64, camera_id=camera).astype(float)
@@ -567,7 +604,7 @@ def test_an_episode_of_the_suite(suite, env_id, camera):
     bare.reset()
     obs, _ = envs.reset()
     close(obs[0], np.stack([gray()] * 3))
-    kept, copies = [obs], [obs.copy()]
+    kept, copies, rewards = [obs], [obs.copy()], []
     for step in range(1, 5):
         actions = rng.uniform(-1, 1, (1, *envs.single_action_space.shape)).astype(np.float32)
         before = obs
@@ -578,7 +615,9 @@ def test_an_episode_of_the_suite(suite, env_id, camera):
             moment = bare.step(scaled)
             total += moment.reward
         assert reward[0] == pytest.approx(total, abs=1e-4) and reward.dtype == np.float32
+        rewards.append(float(reward[0]))
         assert not terminated[0] and truncated[0] == moment.last() == (step == 4)
+        assert info["episodes"] == ([] if step < 4 else [(0, pytest.approx(sum(rewards)), 4)])
         close(info["final_obs"][0, -1], gray())
         assert np.array_equal(info["final_obs"][0, :2], before[0, 1:])
         kept.append(obs), copies.append(obs.copy())

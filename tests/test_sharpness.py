@@ -1,24 +1,20 @@
-"""benchmark/sharpness.py: its measures against closed forms, and the scripts' losses in them."""
+"""benchmark/analyses/sharpness.py: its measures against closed forms, and the scripts' losses in them."""
 
 import copy
 import csv
 import dataclasses
 import json
 import shutil
-import sys
 
+import common
 import numpy as np
 import pytest
+import sharpness
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from conftest import ROOT
-from test_curves import run
-from test_robustness import rng, tiny_run
-
-sys.path.insert(0, str(ROOT / "benchmark"))
-import checkpoints
-import sharpness
+from runs import assert_refuses, run, tiny_run
+from test_robustness import rng
 
 
 # ---- The measures ----
@@ -98,18 +94,15 @@ def test_the_power_iteration_is_the_slow_one():
 
 def test_active_units_of_a_layer_made_by_hand():
     layer, dead = nn.Linear(2, 3), nn.Linear(3, 4)
-    network = nn.Sequential(layer, nn.ReLU(), dead, nn.ReLU(inplace=True), nn.Linear(4, 1))
+    head = nn.Sequential(dead, nn.ReLU(inplace=True), nn.Linear(4, 1))
+    network = nn.ModuleDict({"backbone": nn.Sequential(layer, nn.ReLU()), "head": head})
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
         layer.bias.zero_()
         dead.bias.fill_(-100)
     inputs = torch.tensor([[1.0, -2.0], [3.0, 1.0]])  # before the ReLU: 1, -2, -1 and 3, 1, 4
-    active = sharpness.active_units(network, lambda: network(inputs))
-    assert {name: units.tolist() for name, units in active.items()} == {
-        "1": [True, False, False, True, True, True],
-        "3": [False] * 8,
-    }
-    assert sharpness.share(active["1"]) == pytest.approx(4 / 6) and sharpness.share(active["3"]) == 0
+    shares = common.active_shares(network, lambda: head(network["backbone"](inputs)))
+    assert shares == {"backbone": pytest.approx(4 / 6), "backbone.1": pytest.approx(4 / 6), "head": 0, "head.1": 0}
     assert not any(module._forward_hooks for module in network.modules())
 
 
@@ -124,25 +117,27 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(params=["drq_sam_reset", "sac_sam_reset"])
 def problem(request, runs, monkeypatch):
-    """A script's Checkpoint, make_loss, make_active, and the replay that they draw from."""
-    checkpoint, made = checkpoints.load(str(runs[request.param]), tuple(sharpness.PROBLEMS), cuda=False), []
+    """A Run, its make_loss and active_shares, and the replay that they draw from."""
+    made, replays = common.load_run(runs[request.param], cuda=False, precision="fp32"), []
 
-    class Replay(checkpoint.script.Replay):
+    class Replay(made.script.Replay):
         def __init__(self, *args):
             super().__init__(*args)
-            made.append(self)
+            replays.append(self)
 
-    monkeypatch.setattr(checkpoint.script, "Replay", Replay)
-    return checkpoint, *sharpness.PROBLEMS[request.param](checkpoint), *made
+    monkeypatch.setattr(made.script, "Replay", Replay)
+    make_problem = sharpness.problem_of(made)
+    assert make_problem.__name__ == {"drq_sam_reset": "rainbow", "sac_sam_reset": "soft_actor_critic"}[request.param]
+    return made, *make_problem(made), *replays
 
 
 def test_a_loss_is_the_mean_of_its_samples_and_stays(problem):
-    _, make_loss, make_active, _ = problem
+    _, make_loss, active_shares, _ = problem
     loss_of, params = make_loss(6, rng())
     losses = torch.stack([loss_of(slice(n, n + 1)) for n in range(6)])
     torch.testing.assert_close(losses.mean(), loss_of(slice(None)), rtol=1e-4, atol=0)
     assert losses.unique().numel() > 1 and loss_of(slice(None)) == loss_of(slice(None))
-    make_active(6, rng())
+    active_shares(6, rng())
     again, _ = make_loss(6, rng())
     assert again(slice(None)) == loss_of(slice(None)) != make_loss(6, rng(1))[0](slice(None))
     assert all(slope.abs().sum() > 0 for slope in sharpness.gradient(loss_of(slice(None)), params))
@@ -162,10 +157,10 @@ def test_the_hessian_is_symmetric(problem):
 @pytest.mark.parametrize("problem", ["drq_sam_reset"], indirect=True)
 def test_rainbows_loss_is_the_scripts_and_its_gradient_the_losss_own(problem):
     """The script's network scales the gradient on its way to the backbone by 2^-0.5."""
-    checkpoint, make_loss, _, replay = problem
-    script, args, state = checkpoint.script, checkpoint.args, checkpoint.state
+    made, make_loss, _, replay = problem
+    script, args, state = made.script, made.args, made.state
     loss_of, params = make_loss(6, rng())
-    agent, target = (script.load_agent(args, {"target": state[name]}) for name in ("agent", "target"))
+    (agent,), (target,) = (script.load_agents(args, {"target": state[name]}) for name in ("agent", "target"))
     draws = rng()
     index, weights = replay.sample(torch.rand(6, dtype=torch.float64, generator=draws), 1.0)
     for network in (agent, target):
@@ -185,10 +180,10 @@ def test_rainbows_loss_is_the_scripts_and_its_gradient_the_losss_own(problem):
 
 @pytest.mark.parametrize("problem", ["sac_sam_reset"], indirect=True)
 def test_the_critics_loss_is_that_of_the_scripts_update(problem):
-    checkpoint, make_loss, _, replay = problem
-    script, args, state = checkpoint.script, dataclasses.replace(checkpoint.args, sam=False), checkpoint.state
+    made, make_loss, _, replay = problem
+    script, args, state = made.script, dataclasses.replace(made.args, sam=False), made.state
     loss_of, params = make_loss(6, rng())
-    agent = script.load_agent(args, state)
+    (agent,) = script.load_agents(args, state)
     target = copy.deepcopy(nn.ModuleDict({"encoder": agent.encoder, "critic": agent.critic}))
     target.load_state_dict(state["target"])
     stream = rng()
@@ -205,12 +200,12 @@ def test_the_critics_loss_is_that_of_the_scripts_update(problem):
 
 @pytest.mark.parametrize("problem", ["drq_sam_reset"], indirect=True)
 def test_no_sample_reaches_over_the_observation_that_was_under_way(problem):
-    """Its frame is not in the file. With n rewards a sample, the n newest rows would need it or one behind it."""
-    checkpoint, _, _, replay = problem
+    """Its frame is not in the file. With n rewards per sample, the n newest rows would need it or one behind it."""
+    made, _, _, replay = problem
     there = replay.priorities.nonzero().flatten()
-    assert checkpoint.args.n_step == 10 and replay.size == 80 and not replay.rows["dones"][79]
+    assert made.args.n_step == 10 and replay.size == 80 and not replay.rows["dones"][79]
     assert there.max() == 69 and replay.rows["frames"][there].any()
-    assert checkpoint.state["replay"]["priorities"].nonzero().max() == 70
+    assert made.state["replay"]["priorities"].nonzero().max() == 70
 
 
 def table(path):
@@ -219,15 +214,17 @@ def table(path):
 
 @pytest.mark.parametrize("name", ["drq_sam_reset", "sac_sam_reset"])
 def test_a_run_becomes_a_table(runs, name, tmp_path, monkeypatch, capsys):
+    before = {path: path.read_bytes() for path in runs[name].iterdir()}
     flags = ("--batch-size", 4, "--iterations", 3, "--out")
     run(sharpness, monkeypatch, f"some={runs[name]}", *flags, tmp_path / "one.csv")
     assert "fisher_trace_authors" in capsys.readouterr().out
-    run(sharpness, monkeypatch, f"some={runs[name] / 'checkpoint.pt'}", *flags, tmp_path / "two.csv")
+    run(sharpness, monkeypatch, f"some={runs[name]}", *flags, tmp_path / "two.csv")
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes(), "the same seed"
+    assert {path: path.read_bytes() for path in runs[name].iterdir()} == before, "the run is as it was"
     row = next(csv.DictReader((tmp_path / "one.csv").open()))
     about = json.loads((runs[name] / "args.json").read_text())
     step = {"drq_sam_reset": "80", "sac_sam_reset": "40"}[name]
-    suite = {"drq_sam_reset": "atari", "sac_sam_reset": "dm_control"}[name]
+    suite = {"drq_sam_reset": "atari-100k", "sac_sam_reset": "dmc"}[name]
     wanted = {"method": "some", "suite": suite, "task": about["args"]["env_id"], "seed": "1", "step": step}
     assert row.items() >= (wanted | {"commit": about["commit"]}).items()
     found = table(tmp_path / "one.csv")
@@ -247,35 +244,26 @@ def test_a_run_becomes_a_table(runs, name, tmp_path, monkeypatch, capsys):
         assert min(of_layers) < found[f"active_{part}"] < max(of_layers) < 1
 
 
-@pytest.mark.parametrize("problem", ["drq_sam_reset"], indirect=True)
-def test_active_units_are_those_that_the_script_logs(problem, runs, tmp_path, monkeypatch):
-    checkpoint, *_, replay = problem
-    args = dataclasses.replace(checkpoint.args, eval_seed=42)
-    agent = checkpoint.script.load_agent(args, {"target": checkpoint.state["agent"]})
-    wanted = checkpoint.script.active_units(agent, replay, args)
-    flags = ("--batch-size", 2, "--iterations", 1, "--out", tmp_path / "out.csv")
-    run(sharpness, monkeypatch, runs["drq_sam_reset"], *flags)
-    found = table(tmp_path / "out.csv")
-    for part in ("backbone", "head"):
-        assert found[f"active_{part}"] == pytest.approx(wanted[f"charts/active_{part}"], rel=1e-6)
-
-
 def test_wrong_input_says_so_in_one_line(runs, tmp_path, monkeypatch, capsys):
     folder = runs["sac_sam_reset"]
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    torch.save(state, tmp_path / "alone.pt")
-    torch.save(state | {"script": "mdpo"}, tmp_path / "mdpo.pt")
-    torch.save(state | {"args": state["args"] | {"env_id": "reach_duplo"}}, tmp_path / "jaco.pt")
-    young = shutil.copytree(runs["drq_sam_reset"], tmp_path / "young")
+    mdpo = tiny_run("mdpo", tmp_path / "mdpo", "--total-timesteps", "32")
+    alone, jaco, young = (tmp_path / name for name in ("alone", "jaco", "young"))
+    shutil.copytree(folder, alone)
+    (alone / "replay.bin").unlink()
+    shutil.copytree(folder, jaco)
+    about = json.loads((jaco / "args.json").read_text())
+    about["args"]["env_id"] = "reach-duplo"
+    (jaco / "args.json").write_text(json.dumps(about))
+    shutil.copytree(runs["drq_sam_reset"], young)
     state = torch.load(young / "checkpoint.pt", weights_only=True)
     state["replay"] |= {"size": 5, "priorities": torch.zeros(5, dtype=torch.int64)}  # fewer than n steps
     torch.save(state, young / "checkpoint.pt")
     for flags, says in (
-        ((), "a run folder or a checkpoint"),
-        ((tmp_path / "none",), "none cannot be read as a checkpoint"),
-        ((tmp_path / "mdpo.pt",), "mdpo.pt is of mdpo.py, and this is for drq_sam_reset.py and sac_sam_reset.py"),
-        ((tmp_path / "alone.pt",), "replay.bin is not there or shorter than"),
-        ((tmp_path / "jaco.pt",), "jaco.pt was not trained by sac_sam_reset.py alone: reach_duplo: no such task"),
+        ((), "a run's folder, or some of them, is needed"),
+        ((tmp_path / "none",), "none is no folder of a run"),
+        ((mdpo,), "this is for runs of drq_sam_reset.py and sac_sam_reset.py and copies of them"),
+        ((alone,), "replay.bin"),
+        ((jaco,), "jaco was not trained by sac_sam_reset.py alone"),
         ((young,), "its replay holds no transition"),
         ((folder, "--out", tmp_path / "table.txt"), "table.txt: not a .csv file"),
         ((folder, "--batch-size", 0), "at least 1"),
@@ -283,8 +271,5 @@ def test_wrong_input_says_so_in_one_line(runs, tmp_path, monkeypatch, capsys):
         ((folder, "--iterations", 0), "at least 1"),
         ((folder, "--seed", -1), "at least 0"),
     ):
-        with pytest.raises(SystemExit, match=r"^2$"):
-            run(sharpness, monkeypatch, *flags)
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and says in error and error.count("\n") == 1, error
+        assert_refuses(sharpness, monkeypatch, capsys, flags, says)
     assert not list(tmp_path.glob("*.csv"))

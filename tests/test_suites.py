@@ -138,7 +138,7 @@ def suite(monkeypatch):
 
     load_script = common.load_script
     monkeypatch.setattr(common, "load_script", load_with_a_tiny_agent)
-    toys = pixels.Suite("toys", "How to use it.", {"toy": "push pull"}, ("plain", "dark"), "return", make, check)
+    toys = pixels.Suite("toys", "How to use it.", ("toy-push", "toy-pull"), ("plain", "dark"), "return", make, check)
     toys.made = made
     return toys
 
@@ -156,14 +156,14 @@ def test_seeds_tell_training_from_all_else(suite):
 
 
 def test_what_is_trained_on_is_the_first_variant(suite):
-    args = SimpleNamespace(env_id="Toy-Pull", seed=1, num_envs=1, action_repeat=1)
+    args = SimpleNamespace(env_id="Toy_Pull", seed=1, num_envs=1, action_repeat=1)
     for split in ("train", "test", "plain", "dark"):
         pixels.make_envs(suite, args, split, size=64)
     assert [(task, variant, size, training) for task, variant, _, size, training in suite.made] == [
-        ("toy_pull", "plain", 64, True),
-        ("toy_pull", "plain", 64, False),
-        ("toy_pull", "plain", 64, False),
-        ("toy_pull", "dark", 64, False),
+        ("toy-pull", "plain", 64, True),
+        ("toy-pull", "plain", 64, False),
+        ("toy-pull", "plain", 64, False),
+        ("toy-pull", "dark", 64, False),
     ]
 
 
@@ -256,7 +256,7 @@ def test_help_is_the_suite_s_own(argv, suite, capsys):
         (["look", "@/look.jpg"], "look.jpg: not a .png file in a folder that exists"),
         (["look", "@/no/look.png"], "look.png: not a .png file in a folder that exists"),
         (["look", "@/look.png", "--scale", "0"], "--scale 0: at least 1"),
-        (["look", "@/look.png", "--env-id", "toy"], "--env-id toy: no such task, there are toy_push toy_pull"),
+        (["look", "@/look.png", "--env-id", "toy"], "--env-id toy: no such task, there are toy-push toy-pull"),
         (["look", "@/look.png", "--variants", "wood"], "no ('wood',)"),
     ],
 )
@@ -267,3 +267,20 @@ def test_what_a_user_gets_wrong_is_one_line(argv, said, suite, tmp_path, monkeyp
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and said in error, error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "program, found",
+    [
+        ("benchmark/suites/ablations.py", "ablations.py"),
+        ("/somewhere/benchmark/suites/manipulation.py", "manipulation.py"),
+        ("drawerworld.py", "drawerworld.py"),  # started from their folder
+        ("algos/mdpo.py", None),
+        ("algos/ablations.py", None),
+        ("suites/mine.py", None),
+        ("mdpo.py", None),
+    ],
+)
+def test_a_run_knows_which_suite_started_it(program, found):
+    path = common.suite_program({"command": [program, "sac_sam_reset", "layer_norm"]})
+    assert path == (found and ROOT / "benchmark" / "suites" / found)

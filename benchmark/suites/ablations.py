@@ -203,7 +203,8 @@ def log_active_units(script, make_agent):
             shares = common.active_shares(agent, lambda: script.act(agent, obs))
             agent.train()
             for part in ("backbone", "head"):
-                scalars[f"charts/active_{part}"] = shares[part]
+                if part in shares:
+                    scalars[f"charts/active_{part}"] = shares[part]
         return scalars
 
     script.Replay, script.compare = Replay, compare_and_measure

@@ -1,20 +1,21 @@
-"""DrawerWorld: a Sawyer arm learns to move a drawer on a plain table and is tested on wood, metal and a blanket.
+"""DrawerWorld: a Sawyer arm learns to move a drawer on a plain table, and is tested on other tables.
 
-Paper: PIE-G, table 2; VAI, arXiv:2104.02921, whose suite it is. Deviations: Meta-World's version 3 (theirs: 1), so
-drawer, arm, rewards and the bounds of success differ; frames of 84 pixels, the right way up; each episode draws a new
-place for the drawer, not one of fifty. "success" is the share of episodes that met Meta-World's bound at one of 200
-steps. To be reported as "DrawerWorld-style".
+Paper: PIE-G, table 2; VAI, arXiv:2104.02921, whose suite it is. Deviations: Meta-World's version 3, theirs is
+1, so drawer, arm, rewards and the bounds of success differ; frames of 84 pixels, the right way up; each
+episode draws a new place for the drawer, not one of fifty. "success": the share of episodes that met
+Meta-World's bound at one of 200 steps. To be reported as "DrawerWorld-style".
 
-    make drawerworld    # or pip install --no-deps -r benchmark/suites/requirements-drawerworld.txt: Meta-World
-    python benchmark/suites/drawerworld.py drqv2_pieg                      # trains on drawer_close, the plain table
-    python benchmark/suites/drawerworld.py drqv2_pieg --env-id drawer_open --seed 2     # any flag of the script
-    python benchmark/suites/drawerworld.py algos/mine.py                   # your copy of drqv2_pieg or sac_sam_reset
+    make drawerworld                  # Meta-World, from benchmark/suites/requirements-drawerworld.txt
+    python benchmark/suites/drawerworld.py drqv2_pieg                # trains on drawer-close, plain table
+    python benchmark/suites/drawerworld.py drqv2_pieg --env-id drawer-open --seed 2    # the script's flags
+    python benchmark/suites/drawerworld.py algos/mine.py      # your copy of drqv2_pieg or sac_sam_reset
     python benchmark/suites/drawerworld.py drqv2_pieg --resume runs/<folder>
-    python benchmark/suites/drawerworld.py test runs/<folder> --variants grid wood metal     # 100 episodes of each
-    DRAWERWORLD_TEXTURES=<folder> python benchmark/suites/drawerworld.py test runs/<folder>    # blanket.png too
-    python benchmark/suites/drawerworld.py look textures.png --variants grid wood metal      # what it sees
+    python benchmark/suites/drawerworld.py test runs/<folder> --variants grid wood metal  # 100 episodes each
+    DRAWERWORLD_TEXTURES=<folder> python benchmark/suites/drawerworld.py test runs/<folder>   # blanket too
+    python benchmark/suites/drawerworld.py look textures.png --variants grid wood metal   # what it sees
 
-wood, metal and marble come with Meta-World, grid and black are made here; any other name is a .png file of that folder.
+wood, metal and marble come with Meta-World, grid and black are made here; any other name is a .png file of
+that folder.
 """
 
 import importlib.util
@@ -41,18 +42,20 @@ GET += f" && git -C vai sparse-checkout set {VAI} && export DRAWERWORLD_TEXTURES
 class Drawer:
     """One drawer task on some table, for pixels.Stacks. An episode takes 200 control steps.
 
-    In training the rewards are Meta-World's. Else success ends the episode with a reward of 1; all others are 0.
+    In training the rewards are Meta-World's. Else success ends the episode with a reward of 1, and all
+    other rewards are 0.
     """
 
     def __init__(self, task, texture, seed, training, size=84):
         import mujoco
 
         self.env, self.training, self.size = sawyer(task, texture), training, size
-        self.env._set_task_called = True  # a task of Meta-World is only a place, and here each reset draws one
+        self.env._set_task_called = True  # Meta-World's "task" is a place, and here each reset draws one
         self.env._freeze_rand_vec, self.env.seeded_rand_vec = False, True
         self.env.seed(seed)
         self.renderer, self.camera = mujoco.Renderer(self.env.model, size, size), mujoco.MjvCamera()
-        self.camera.azimuth, self.camera.elevation, self.camera.distance = 180, -90, 0.96  # Reference code: from above
+        # Reference code: from above.
+        self.camera.azimuth, self.camera.elevation, self.camera.distance = 180, -90, 0.96
         self.camera.lookat[:] = 0, 0.6, 0
         self.low, self.high = self.env.action_space.low, self.env.action_space.high
 
@@ -82,7 +85,7 @@ def sawyer(task, texture):
     import mujoco
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-    class Sawyer(ALL_V3_ENVIRONMENTS[f"{task.replace('_', '-')}-v3"]):
+    class Sawyer(ALL_V3_ENVIRONMENTS[f"{task}-v3"]):
         def _initialize_simulation(self):
             spec = mujoco.MjSpec.from_file(self.fullpath)
             paint(spec.texture("T_table"), texture)
@@ -136,10 +139,11 @@ def check(variants):
         if not path.is_file():
             common.fail(f"{path} is not there; get blanket and fabric by: {GET}")
         if path.read_bytes()[:4] != b"\x89PNG":
-            common.fail(f"{path} is no PNG picture, but perhaps a pointer of git-lfs or a download that was cut short")
+            common.fail(f"{path} is no PNG picture; a pointer of git-lfs, perhaps, or a download cut short")
 
 
-SUITE = pixels.Suite("drawerworld", __doc__, {"drawer": "close open"}, TEXTURES, "success", make, check)
+TASKS = ("drawer-close", "drawer-open")
+SUITE = pixels.Suite("drawerworld", __doc__, TASKS, TEXTURES, "success", make, check)
 
 
 def seams(script, about):

@@ -1,15 +1,15 @@
-"""Deformed shapes: a Jaco arm learns to reach, and is tested with an arm, a hand and a brick of other shapes.
+"""Deformed shapes: a Jaco arm learns to reach, and is tested with arm, hand and brick of other shapes.
 
-Paper: PIE-G, figures 3 and 4a, on dm_control's manipulation tasks. Deviation: the paper shows what was deformed but
-not by how much, so SHAPES is ours. "return" is the sum of rewards over 250 control steps.
+Paper: PIE-G, figures 3 and 4a, on dm_control's manipulation tasks. Deviation: the paper shows what was
+deformed but not by how much, so SHAPES is ours. "return": the sum of rewards over 250 control steps.
 
-    python benchmark/suites/manipulation.py drqv2_pieg                     # trains on reach_duplo, the stock shapes
-    python benchmark/suites/manipulation.py drqv2_pieg --env-id reach_site --seed 2     # any flag of the script
-    python benchmark/suites/manipulation.py algos/mine.py                  # your copy of drqv2_pieg or sac_sam_reset
+    python benchmark/suites/manipulation.py drqv2_pieg                # trains on reach-duplo, stock shapes
+    python benchmark/suites/manipulation.py drqv2_pieg --env-id reach-site --seed 2    # the script's flags
+    python benchmark/suites/manipulation.py algos/mine.py      # your copy of drqv2_pieg or sac_sam_reset
     python benchmark/suites/manipulation.py drqv2_pieg --resume runs/<folder>
-    python benchmark/suites/manipulation.py test runs/<folder>             # 100 episodes of each shape
-    python benchmark/suites/manipulation.py test runs/<folder> --variants shape_train shape_large --episodes 10
-    python benchmark/suites/manipulation.py look shapes.png                # what it sees
+    python benchmark/suites/manipulation.py test runs/<folder>        # 100 episodes of each shape
+    python benchmark/suites/manipulation.py test runs/<folder> --variants shape_train shape_large
+    python benchmark/suites/manipulation.py look shapes.png           # what it sees
 """
 
 import sys
@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import common
 import pixels
 
-# Factors of the meshes of arm and hand and of the brick, for each axis or all. An arm of 1.25 or more touches itself in
-# every pose, and no episode can begin.
+# Factors of the meshes of arm and hand and of the brick, for each axis or all.
+# An arm of 1.25 or more touches itself in every pose, and no episode can begin.
 SHAPES = {
     "shape_train": (1, 1, 1),
     "shape_small": (0.8, 0.8, 0.75),
@@ -33,13 +33,13 @@ SHAPES = {
 
 
 class Jaco:
-    """One manipulation task with some shape, for pixels.Stacks. An episode takes 250 control steps of 0.04 s."""
+    """One task with some shape, for pixels.Stacks. An episode takes 250 control steps of 0.04 s."""
 
     def __init__(self, task, shape, seed, size=84):
         from dm_control import manipulation
 
         self.size = size
-        self.env = manipulation.load(f"{task}_features", seed=seed)  # without its own pictures, which take time
+        self.env = manipulation.load(f"{task}_features", seed=seed)  # draws no pictures by itself
         self.env._max_reset_attempts = 10  # instead of 1: a long run meets poses whose links touch
         deform(self.env.task, *shape)
         self.low, self.high = self.env.action_spec().minimum, self.env.action_spec().maximum
@@ -49,24 +49,27 @@ class Jaco:
 
     def step(self, action):
         moment = self.env.step(action)
-        return moment.reward, moment.last() and moment.discount == 0, moment.last() and moment.discount != 0
+        failed = moment.last() and moment.discount == 0
+        return moment.reward, failed, moment.last() and not failed
 
     def frame(self):
         """A copy: the renderer's own array is upside down, and the next picture overwrites it."""
-        return np.ascontiguousarray(self.env.physics.render(self.size, self.size, camera_id="front_close"))
+        picture = self.env.physics.render(self.size, self.size, camera_id="front_close")
+        return np.ascontiguousarray(picture)
 
     def close(self):
         self.env.close()
 
 
 def deform(task, arm, hand, brick):
-    """Scales the meshes of a task's arm and hand and its brick, if it has one; the model is compiled at each reset.
+    """Scales the meshes of a task's arm and hand and its brick, if it has one, before a reset compiles them.
 
-    Joints, the links' offsets and what the actuators do stay as they are; a brick's mass follows its volume. Each reset
-    draws the radius of the brick's studs anew, so the studs keep it.
+    Joints, the links' offsets and what the actuators do stay as they are; a brick's mass follows its
+    volume. Each reset draws the radius of the brick's studs anew, so the studs keep it.
     """
     for part, factor in ((task.arm, arm), (task.hand, hand)):
-        for mesh in part.mjcf_model.find_all("mesh", exclude_attachments=True):  # the hand is attached to the arm
+        # The hand is attached to the arm, and must not be scaled twice.
+        for mesh in part.mjcf_model.find_all("mesh", exclude_attachments=True):
             mesh.scale = np.broadcast_to(factor, 3)
     if task._prop is None:
         return
@@ -83,7 +86,7 @@ def deform(task, arm, hand, brick):
 
 
 def scale(element, factor, *names):
-    """Multiplies attributes of an element by each axis' factor. A cylinder's size is its radius and half its height."""
+    """Multiplies attributes of an element by each axis' factor. A cylinder has a radius and half a height."""
     for name in names:
         value = getattr(element, name)
         if value is not None:
@@ -92,7 +95,7 @@ def scale(element, factor, *names):
 
 
 def make(task, variant, seed, size, training):
-    return Jaco(task, SHAPES[variant], seed, size)
+    return Jaco(task.replace("-", "_"), SHAPES[variant], seed, size)
 
 
 def check(variants):
@@ -101,7 +104,8 @@ def check(variants):
             common.fail(f"no shape {name!r}, there are: {' '.join(SHAPES)}")
 
 
-SUITE = pixels.Suite("manipulation", __doc__, {"reach": "duplo site"}, tuple(SHAPES), "return", make, check)
+TASKS = ("reach-duplo", "reach-site")
+SUITE = pixels.Suite("manipulation", __doc__, TASKS, tuple(SHAPES), "return", make, check)
 
 
 def seams(script, about):

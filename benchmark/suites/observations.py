@@ -1,13 +1,17 @@
-"""Wrappers of ablations.py: what an agent of ppo_netrand.py sees of Procgen, uint8 [N, 3, 64, 64], is changed.
+"""Wrappers of ablations.py, which change what an agent sees of Procgen, uint8 [N, 3, 64, 64].
 
-Paper: Lee et al. 2020, Network Randomization, which compares with these. Code: its repository, coinrun's.
+Paper: Lee et al. 2020, Network Randomization, which compares with these. Reference code: its repository.
 """
 
 import numpy as np
 
 
 def make_envs(script, wrapper, args, split, start=None):
-    """The script's environments, wrapped. Only training says at which step it starts, so only training is augmented."""
+    """The script's environments, wrapped.
+
+    Only training says at which step it starts, so only training is augmented; evaluation is not, but for
+    what is to be seen everywhere.
+    """
     if start is not None:
         return wrapper(script.make_envs(args, split, start), args, start)
     envs = script.make_envs(args, split)
@@ -21,7 +25,8 @@ class Wrapper:
 
     def __init__(self, envs, args, start):
         self.envs, self.args, self.boxed = envs, args, args.plain_look or args.paint_vel_info
-        self.rng = np.random.default_rng((args.seed, start, 20200))  # 20200: apart from the environments' own streams
+        # 20200: apart from the environments' own streams.
+        self.rng = np.random.default_rng((args.seed, start, 20200))
 
     def __getattr__(self, name):
         return getattr(self.envs, name)
@@ -44,21 +49,22 @@ class Wrapper:
 class Gray(Wrapper):
     """Grayscale observations, in evaluation too.
 
-    Reference code: coinrunenv.py:218, the channels' mean, rounded down. Deviation: three equal channels, not one, so
-    that the network stays as it is.
+    Reference code: coinrunenv.py:218, the channels' mean, rounded down. Deviation: three equal channels, not
+    one, so that the network stays as it is.
     """
 
     everywhere = True
 
     def change(self, obs):
-        return np.repeat(obs.sum(1, keepdims=True, dtype=np.uint16) // 3, 3, axis=1).astype(np.uint8)
+        gray = obs.sum(1, keepdims=True, dtype=np.uint16) // 3
+        return np.repeat(gray, 3, axis=1).astype(np.uint8)
 
 
 class Cutout(Wrapper):
     """Up to five rectangles of random colour over each frame.
 
-    Reference code: coinrun.cpp:1647-1669, drawn anew for each frame. Deviation: edges on whole pixels, theirs are
-    smoothed.
+    Reference code: coinrun.cpp:1647-1669, drawn anew for each frame. Deviation: edges on whole pixels, theirs
+    are smoothed.
     """
 
     def change(self, obs):
@@ -77,7 +83,8 @@ class Cutout(Wrapper):
 class Inversion(Wrapper):
     """Each environment's colours are inverted, or not, with equal chances, for as long as it lives.
 
-    Reference code: coinrunenv.py:164, 224-237. Deviation: drawn again where exact checkpoints begin new environments.
+    Reference code: coinrunenv.py:164, 224-237. Deviation: drawn again where exact checkpoints begin new
+    environments.
     """
 
     def __init__(self, envs, args, start):
@@ -91,10 +98,10 @@ class Inversion(Wrapper):
 class Jitter(Wrapper):
     """Brightness, contrast and saturation drawn anew each iteration.
 
-    Reference code: policies.py:150-188, ppo2.py:309. One draw for all environments and the T steps of an iteration.
-    Their brightness moves by half a grey level of 255 at most, which is next to nothing.
-    Deviations: rounded to uint8; the observation after the last step, which the next iteration begins with, has that
-    one's colours for the bootstrapped value too.
+    Reference code: policies.py:150-188, ppo2.py:309. One draw for all environments and the T steps of an
+    iteration. Their brightness moves by half a grey level of 255 at most, which is next to nothing.
+    Deviations: rounded to uint8; the observation after the last step, with which the next iteration begins,
+    has that iteration's colours for the bootstrapped value too.
     """
 
     steps = 0
@@ -107,7 +114,7 @@ class Jitter(Wrapper):
 
 
 def jitter(obs, brightness, contrast, saturation, boxed):
-    """uint8 [N, 3, H, W] -> the same. The contrast is about each channel's mean, for which the box counts as black."""
+    """uint8 [N, 3, H, W] -> the same. Contrast is about each channel's mean, where the box counts as black."""
     x = (obs.astype(np.float32) + brightness).clip(0, 255)
     x[:, :, :13, :26] *= not boxed
     mean = x.mean((2, 3), keepdims=True)

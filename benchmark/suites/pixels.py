@@ -20,22 +20,15 @@ import common
 
 @dataclass
 class Suite:
-    """A set of tasks, each in some variants."""
+    """Tasks, each in some variants."""
 
     name: str  # of the program and of its tables
     usage: str  # what --help prints
-    domains: dict[str, str]  # {"reach": "duplo site"}, as a script's SUITE names its tasks
+    tasks: tuple[str, ...]  # ("reach-duplo", ...); the first one is the default
     variants: tuple[str, ...]  # of a task; training is on the first one
     score: str  # what the rewards of a tested episode add up to
     make: Callable  # (task, variant, seed, size, training) -> one environment, as Stacks describes it
     check: Callable  # (variants): ends the program if one of them is missing
-
-    def tasks(self):
-        """["reach_duplo", "reach_site"]."""
-        names = []
-        for domain, tasks in self.domains.items():
-            names += [f"{domain}_{task}" for task in tasks.split()]
-        return names
 
 
 # ---- Environments ----
@@ -45,9 +38,9 @@ def make_envs(suite, args, split, start=0, size=84, gray=False):
     split: "train" and "test" show the first variant, any other split is the name of a variant. All but "train" have
     the same seeds, so that variants differ in nothing else. What is returned is described at Stacks.
     """
-    task = args.env_id.lower().replace("-", "_")
-    if task not in suite.tasks():
-        common.fail(f"--env-id {args.env_id}: no such task, there are {' '.join(suite.tasks())}")
+    task = args.env_id.lower().replace("_", "-")
+    if task not in suite.tasks:
+        common.fail(f"--env-id {args.env_id}: no such task, there are {' '.join(suite.tasks)}")
     variant = suite.variants[0] if split in ("train", "test") else split
     suite.check([variant])
     training = split == "train"
@@ -141,7 +134,7 @@ def seams(suite, script):
     """
     if "action_repeat" not in vars(script.Args()):
         common.fail(f"{Path(script.__file__).name} is no script for DeepMind Control from pixels")
-    script.SUITE = suite.domains
+    script.TASKS = " ".join(suite.tasks)
 
     def make_suite_envs(args, split, start=0):
         size, gray = own_frames(script.__file__)
@@ -190,7 +183,7 @@ def train(suite, path, flags):
     script = common.load_script(path)
     make_suite_envs, make_agent = seams(suite, script)
     resumed = any(flag.split("=")[0] == "--resume" for flag in flags)
-    task = [] if resumed else ["--env-id", suite.tasks()[0]]
+    task = [] if resumed else ["--env-id", suite.tasks[0]]
     script.main([*task, *flags], make_suite_envs, make_agent)
 
 
@@ -229,7 +222,7 @@ def look(suite, flags):
         common.fail(f"--scale {flags.scale}: at least 1")
     suite.check(variants)
     own_frames(common.find_script("sac_sam_reset"))  # chooses the renderer
-    args = Show(flags.env_id or suite.tasks()[0], flags.seed)
+    args = Show(flags.env_id or suite.tasks[0], flags.seed)
     pictures = []
     for variant in variants:
         envs = make_envs(suite, args, variant)

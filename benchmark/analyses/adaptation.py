@@ -1,25 +1,30 @@
-"""How well a network learns on when its inputs or its labels change: SAM, resets and others on 32x32 images.
+"""How well a network keeps learning when its inputs or its labels change: SAM, resets and others on
+32x32 images.
 
-input: a hundred times another 500 images join those that are learned from. label: a hundred times the classes are
-renamed at random, all images of a class alike. Then nothing changes any more. Each evaluation is on held-out images.
+input: a hundred times, 500 new images join the training set. label: a hundred times, the classes
+get new names at random, the same name for all images of a class. Then nothing changes any more.
+Evaluations are on held-out images.
 
-Paper: Lee et al. 2023 (PLASTIC), section 4, figure 2 and appendix 7.2, with SGD. SAM is the very code of the scripts.
-Checked against github.com/dojeon-ai/PLASTIC (3736071), synthetic/, for what the paper leaves out. Deviations from it:
-batches are drawn with replacement, not in epochs; layer normalisation is of a pixel's channels, not of the whole map,
-and in all layers; so is CReLU, which keeps their widths.
+Paper: Lee et al. 2023 (PLASTIC), section 4, figure 2 and appendix 7.2, with SGD. SAM is the code of
+sac_sam_reset.py. Checked against github.com/dojeon-ai/PLASTIC (3736071), synthetic/, for what the
+paper leaves out. Deviations from it: batches are drawn with replacement, not in epochs. Layer
+normalisation is over a pixel's channels, not over the whole map, and in all layers. CReLU is in all
+layers too and keeps their widths.
 
-    python benchmark/adaptation.py --out adaptation.csv --plot adaptation.png                   # the paper: CIFAR-10
-    python benchmark/adaptation.py --out short.csv --scale short --data synthetic               # half an hour, a CPU
-    python benchmark/adaptation.py --out one.csv --tasks label --methods base layer_norm+crelu+sam+reset
-    python benchmark/adaptation.py --out authors.csv --strides 3 1 1 --updates 500 --final-updates 0 \\
-        --relabel shift --reset-every 10 --optimizers sgd                                       # the authors' code
+    python benchmark/analyses/adaptation.py --out adaptation.csv --plot adaptation.png      # the paper: CIFAR-10
+    python benchmark/analyses/adaptation.py --out short.csv --scale short --data synthetic  # half an hour on a CPU
+    python benchmark/analyses/adaptation.py --out one.csv --tasks label --methods base layer_norm+crelu+sam+reset
+    python benchmark/analyses/adaptation.py --out authors.csv --strides 3 1 1 --updates 500 --final-updates 0 \\
+        --relabel shift --reset-every 10 --optimizers sgd                                   # the authors' code
 
-Runs that --out holds already, made with the same flags, are not made again; the table and plot are of all of them.
+Runs that are in --out already, made with the same flags, are not made again. The table and the plot
+show all of them.
 """
 
 import csv
 import dataclasses
 import itertools
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,21 +32,35 @@ from typing import Literal, NamedTuple
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import suites
 import torch
 import torch.nn as nn
 import torchvision
 import tyro
-from plot_curves import COLOURS
 from torch.nn import functional as F
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import common
+
 PARTS = ("layer_norm", "crelu", "l2", "sam", "reset")
-# What a scale sets, where no flag does: both make 128 passes over the images, a fifth of them after the last change.
+# What a scale sets, where no flag does. Both make 128 passes over the images, a fifth of them after the
+# last change.
 SCALES = {
-    "paper": {"changes": 100, "updates": 400, "final_updates": 10_000, "chunk_images": 500, "test_images": 10_000},
-    "short": {"changes": 8, "updates": 80, "final_updates": 160, "chunk_images": 100, "test_images": 1_000},
+    "paper": {
+        "changes": 100,
+        "updates": 400,
+        "final_updates": 10_000,
+        "chunk_images": 500,
+        "test_images": 10_000,
+    },
+    "short": {
+        "changes": 8,
+        "updates": 80,
+        "final_updates": 160,
+        "chunk_images": 100,
+        "test_images": 1_000,
+    },
 }
-# (learning rate, weight decay). The paper's are lost: SGD's are the reference code's, Adam's and the short ours.
+# (learning rate, weight decay). The paper does not say them. SGD's: reference code; the others: ours.
 RATES = {
     ("paper", "input", "sgd"): (0.001, 0.0),
     ("paper", "label", "sgd"): (0.01, 0.001),
@@ -52,7 +71,7 @@ RATES = {
     ("short", "input", "adam"): (0.001, 0.0),
     ("short", "label", "adam"): (0.001, 0.0),
 }
-COLUMNS = ("task", "data", "method", "optimizer", "seed", "update", "key", "value")  # of the CSV
+COLUMNS = ("task", "data", "method", "optimizer", "seed", "update", "key", "value")
 COLUMNS += ("command", "commit", "packages", "hardware")
 NAMES = {"sgd": "SGD", "adam": "Adam"}
 MEASURES = {
@@ -62,7 +81,7 @@ MEASURES = {
     "active_backbone": "active units, convolutions",
     "active_head": "active units, head",
 }  # of the table
-scripts = suites.load_script("sac_sam_reset")
+script = common.load_script(common.ROOT / "algos" / "sac_sam_reset.py")
 
 
 @dataclass
@@ -72,25 +91,25 @@ class Args:
     tasks: tuple[Literal["input", "label"], ...] = ("input", "label")  # what changes
     methods: tuple[str, ...] = ("base", *PARTS, "sam+reset")  # base, or parts joined by +
     optimizers: tuple[Literal["sgd", "adam"], ...] = ("sgd", "adam")  # SGD has a momentum of 0.9
-    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)  # one run each: order of images, new labels, batches, weights
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)  # one run each; draws images, labels, batches, weights
     data: Literal["cifar10", "synthetic"] = "cifar10"  # synthetic too if CIFAR-10 cannot be downloaded
     data_dir: str = "data"  # where CIFAR-10 is, or is downloaded to
     cuda: bool = True  # use a GPU if there is one
 
-    scale: Literal["paper", "short"] = "paper"  # sets the next five; short: 800 updates, a stand-in
+    scale: Literal["paper", "short"] = "paper"  # sets the next five; short: 800 updates, for a CPU
     changes: int | None = None  # how often inputs or labels change
     updates: int | None = None  # between changes, and between evaluations
-    final_updates: int | None = None  # after those of the last change
-    chunk_images: int | None = None  # images that a change of inputs adds; label: all chunks from the start
-    test_images: int | None = None  # of an evaluation; train_accuracy is of at most as many
-    batch_size: int = 128  # images an update
+    final_updates: int | None = None  # after the last change's own
+    chunk_images: int | None = None  # images that a change of inputs adds; label: all from the start
+    test_images: int | None = None  # images of an evaluation; train_accuracy is of at most as many
+    batch_size: int = 128  # images per update
     strides: tuple[int, int, int] = (3, 3, 1)  # of the convolutions
-    relabel: Literal["random", "shift"] = "random"  # label: a permutation of the classes, or each class plus one
+    relabel: Literal["random", "shift"] = "random"  # label: permuted classes, or each class plus one
     learning_rate: float | None = None  # (default: the task's and optimizer's)
-    weight_decay: float | None = None  # as a part of the gradient, Adam's too (default: the task's and optimizer's)
-    l2: float = 1e-3  # l2: weight decay on top
+    weight_decay: float | None = None  # part of the gradient (default: the task's and optimizer's)
+    l2: float = 1e-3  # l2: more weight decay
     sam_rho: float = 0.1  # sam: length of the step to the worst point nearby
-    reset_every: int = 1  # reset: changes between resets of the fully connected layers, the first with change two
+    reset_every: int = 1  # reset: changes between resets of the fully connected layers, from change 2 on
 
 
 def main():
@@ -100,11 +119,9 @@ def main():
     data = load_data(args)
     args = dataclasses.replace(args, data=data.name)
     data = Data(data.name, *(value.to(device) for value in data[1:]))
-    runs = [
-        (task, method, optimizer, seed)
-        for seed, task, optimizer, method in itertools.product(args.seeds, args.tasks, args.optimizers, args.methods)
-    ]
-    commands = {command_of(args, *run): run for run in runs}
+    commands = {}
+    for seed, task, optimizer, method in itertools.product(args.seeds, args.tasks, args.optimizers, args.methods):
+        commands[command_of(args, task, method, optimizer, seed)] = task, method, optimizer, seed
     print(f"{data.name} data, {args.scale} scale: {len(commands)} runs, {len(finished & set(commands))} made before")
     about = about_this_machine(args, device)
     for command, (task, *rest) in commands.items():
@@ -123,28 +140,29 @@ def main():
 
 def definite(args):
     """The arguments with the scale's values where they are None. Wrong ones end the program."""
-    sizes = {name: value for name, value in SCALES[args.scale].items() if getattr(args, name) is None}
-    args = dataclasses.replace(args, **sizes)
+    for name, value in SCALES[args.scale].items():
+        if getattr(args, name) is None:
+            args = dataclasses.replace(args, **{name: value})
     for method in args.methods:
         if not parts_of(method) <= set(PARTS):
-            suites.fail(f"--methods {method}: not base, nor some of {' '.join(PARTS)} joined by +")
+            common.fail(f"--methods {method}: not base, nor some of {' '.join(PARTS)} joined by +")
     for name in ("tasks", "methods", "optimizers", "seeds"):
         if not getattr(args, name):
-            suites.fail(f"{flag(name)}: at least one")
+            common.fail(f"{flag(name)}: at least one")
     for name in ("changes", "updates", "chunk_images", "test_images", "batch_size", "reset_every"):
         if getattr(args, name) < 1:
-            suites.fail(f"{flag(name)} {getattr(args, name)}: at least 1")
+            common.fail(f"{flag(name)} {getattr(args, name)}: at least 1")
     for name in ("final_updates", "learning_rate", "weight_decay", "l2", "sam_rho"):
         if not (getattr(args, name) or 0) >= 0:
-            suites.fail(f"{flag(name)} {getattr(args, name)}: at least 0")
+            common.fail(f"{flag(name)} {getattr(args, name)}: at least 0")
     if min(args.strides) < 1 or side_of(args.strides) < 1:
-        suites.fail(f"--strides {' '.join(map(str, args.strides))}: nothing is left of the image's 32 pixels")
-    if args.data == "cifar10" and (args.changes * args.chunk_images > 50_000 or args.test_images > 10_000):
-        suites.fail("CIFAR-10 has 50,000 images for --changes times --chunk-images, and 10,000 for --test-images")
-    for name, endings in (("out", (".csv",)), ("plot", (".png", ".svg"))):
-        path = getattr(args, name)
-        if path is not None and not (path.endswith(endings) and Path(path).absolute().parent.is_dir()):
-            suites.fail(f"--{name} {path}: a {' or '.join(endings)} file in a folder that exists")
+        common.fail(f"--strides {' '.join(map(str, args.strides))}: nothing is left of the image's 32 pixels")
+    too_many = args.changes * args.chunk_images > 50_000 or args.test_images > 10_000
+    if args.data == "cifar10" and too_many:
+        common.fail("CIFAR-10 has 50,000 images for --changes x --chunk-images, 10,000 for --test-images")
+    common.check_out(args.out, ".csv")
+    if args.plot:
+        common.check_out(args.plot, ".png", ".svg")
     return args
 
 
@@ -167,20 +185,18 @@ class Data(NamedTuple):
 
 
 def load_data(args):
-    """CIFAR-10, or the synthetic set, which takes its place where it cannot be had."""
+    """CIFAR-10, or the synthetic set where CIFAR-10 cannot be downloaded."""
     if args.data == "cifar10":
         try:
             return cifar10(args.data_dir, args.test_images)
         except (OSError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
-            print(
-                f"CIFAR-10 cannot be downloaded ({reason}): the synthetic set takes its place, no result is CIFAR-10's"
-            )
+            reason = common.first_line(error)
+            print(f"CIFAR-10 cannot be downloaded ({reason}): all results are of the synthetic set instead")
     return synthetic(args.changes * args.chunk_images, args.test_images)
 
 
 def cifar10(folder, num_test):
-    """All training images, and the first num_test others, each channel normalised. Errors: OSError, RuntimeError."""
+    """All training images, and the first num_test others, normalised. Errors: OSError, RuntimeError."""
     mean, std = torch.tensor([[0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]])[..., None, None]  # Reference code
     parts = []
     for train in (True, False):
@@ -192,10 +208,10 @@ def cifar10(folder, num_test):
 
 
 def synthetic(num_train, num_test, seed=0):
-    """Images of CIFAR-10's shape in ten classes, of about zero mean and unit variance; the same ones for a seed.
+    """Images of CIFAR-10's shape in ten classes, of about zero mean and unit variance.
 
-    A class is four smooth patterns; an image is one of them, moved by up to three pixels, under as smooth a clutter
-    that says nothing, and noise. What tells the classes apart has to be learned from many images.
+    A class is four smooth patterns. An image is one of them, moved by up to three pixels, under a random
+    pattern that is as smooth, and noise. It takes many images to learn what tells the classes apart.
     """
     rng = torch.Generator().manual_seed(seed)
     patterns = smooth(10 * 4, rng).view(10, 4, 3, 32, 32)
@@ -222,7 +238,7 @@ def smooth(count, rng):
 
 # ---- Network ----
 class ChannelNorm(nn.LayerNorm):
-    """Layer normalisation over the channels, of each pixel if there are any. [B, C, ...] -> the same."""
+    """Layer normalisation over the channels, of each pixel where there are some. [B, C, ...] -> the same."""
 
     def __init__(self, channels):
         super().__init__(channels, eps=1e-6)
@@ -245,7 +261,7 @@ def make_network(parts, strides):
         norm = [ChannelNorm(width)] if "layer_norm" in parts else []
         return [layer, *norm, CReLU() if "crelu" in parts else nn.ReLU()]
 
-    share = 2 if "crelu" in parts else 1  # CReLU doubles what the layer before it halves
+    share = 2 if "crelu" in parts else 1  # CReLU doubles the channels, so the layer before it has half of them
     layers, n_in = [], 3
     for width, stride in zip((32, 64, 64), strides, strict=True):
         layers += activated(nn.Conv2d(n_in, width // share, 3, stride), width // share)
@@ -258,14 +274,14 @@ def make_network(parts, strides):
 
 
 def side_of(strides, side=32):
-    """Pixels on a side that the convolutions leave of an image."""
+    """Pixels on a side of what the convolutions make of an image."""
     for stride in strides:
         side = (side - 3) // stride + 1
     return side
 
 
 def reset_head(network):
-    """Draws the fully connected layers anew. Reference code: no normalisation, and the optimizer's moments are kept."""
+    """New weights in the fully connected layers. Reference code: not in norms; the optimizer's moments are kept."""
     for layer in network:
         if isinstance(layer, nn.Linear):
             layer.reset_parameters()
@@ -275,7 +291,7 @@ def reset_head(network):
 def train(data, args, task, method, optimizer, seed):
     """One run. -> [(update, key, value)], values in 0..1; the last one is final_test_accuracy.
 
-    Easy to miss: images, labels and batches come from a stream of their own, so that methods differ by nothing else.
+    Images, labels and batches have a random stream of their own, so they are the same with all methods.
     """
     torch.manual_seed(seed)
     rng, device, parts = torch.Generator().manual_seed(seed), data.images.device, parts_of(method)
@@ -293,20 +309,23 @@ def train(data, args, task, method, optimizer, seed):
                 reset_head(network)
         stop = min(start + args.updates, total)
         draws = torch.randint(len(seen), (stop - start, args.batch_size), generator=rng)
-        labels, test_labels = (classes.to(device)[values] for values in (data.labels, data.test_labels))
+        classes = classes.to(device)
+        labels, test_labels = classes[data.labels], classes[data.test_labels]
         for batch in seen[draws].to(device):
             update(network, optimizer, data.images[batch], labels[batch], rho)
         sample = seen[torch.randperm(len(seen), generator=rng)[: args.test_images]].to(device)
         test_accuracies.append(accuracy(network, data.test_images, test_labels))
         rows.append((stop, "train_accuracy", accuracy(network, data.images[sample], labels[sample])))
         rows.append((stop, "test_accuracy", test_accuracies[-1]))
-    rows += [(total, f"active_{part}", share) for part, share in active_units(network, data.test_images).items()]
-    rows.append((total, "mean_test_accuracy", sum(test_accuracies[: args.changes]) / args.changes))  # over changes
+    for part, share in active_units(network, data.test_images).items():
+        rows.append((total, f"active_{part}", share))
+    mean = sum(test_accuracies[: args.changes]) / args.changes
+    rows.append((total, "mean_test_accuracy", mean))
     return [*rows, (total, "final_test_accuracy", test_accuracies[-1])]
 
 
 def situation(order, args, task, change, rng):
-    """What is learned from after a change, counted from 0: indices of images, and what each class is called [10]."""
+    """The training set after a change, counted from 0: indices of images, and the label of each class [10]."""
     if task == "input":
         return order[: (change + 1) * args.chunk_images], torch.arange(10)
     if args.relabel == "shift":  # Reference code
@@ -318,14 +337,16 @@ def make_optimizer(network, parts, args, task, name):
     learning_rate, weight_decay = RATES[args.scale, task, name]
     learning_rate = learning_rate if args.learning_rate is None else args.learning_rate
     weight_decay = weight_decay if args.weight_decay is None else args.weight_decay
-    about = {"lr": learning_rate, "weight_decay": weight_decay + args.l2 * ("l2" in parts), "fused": True}
+    if "l2" in parts:
+        weight_decay += args.l2
+    about = {"lr": learning_rate, "weight_decay": weight_decay, "fused": True}
     if name == "adam":
         return torch.optim.Adam(network.parameters(), **about)
     return torch.optim.SGD(network.parameters(), momentum=0.9, **about)
 
 
 def update(network, optimizer, images, labels, rho):
-    """One step, with rho > 0 along the gradient at the worst point nearby. Paper: 3.2."""
+    """One step; with rho > 0 it follows the gradient at the worst point nearby. Paper: 3.2."""
 
     def backward():
         optimizer.zero_grad()
@@ -334,9 +355,9 @@ def update(network, optimizer, images, labels, rho):
     backward()
     if rho > 0:
         params = list(network.parameters())
-        saved = scripts.sam_perturb(params, rho)
+        saved = script.sam_perturb(params, rho)
         backward()
-        scripts.sam_restore(params, saved)
+        script.sam_restore(params, saved)
     optimizer.step()
 
 
@@ -349,7 +370,7 @@ def accuracy(network, images, labels):
 
 @torch.no_grad()
 def active_units(network, images):
-    """Share of the activations that are above zero, of the convolutions' units together and of the head's."""
+    """Share of the activations above zero: of all the convolutions' units, and of all the head's."""
     active, part, x = {"backbone": [], "head": []}, "backbone", images
     for layer in network:
         x = layer(x)
@@ -363,7 +384,7 @@ def active_units(network, images):
 def command_of(args, task, method, optimizer, seed):
     """The command of one run alone, with the flags that its numbers depend on."""
     args = dataclasses.replace(args, tasks=(task,), methods=(method,), optimizers=(optimizer,), seeds=(seed,))
-    words = ["python", "benchmark/adaptation.py", "--out", "<file>.csv"]
+    words = ["python", "benchmark/analyses/adaptation.py", "--out", "<file>.csv"]
     for field in dataclasses.fields(Args):
         value = getattr(args, field.name)
         same = value == SCALES[args.scale].get(field.name, field.default)
@@ -373,15 +394,15 @@ def command_of(args, task, method, optimizer, seed):
 
 
 def about_this_machine(args, device):
-    """(commit, packages, hardware), as collect.py says them of a run."""
-    about = scripts.describe(args, device)
+    """(commit, packages, hardware), as collect.py writes them for a run."""
+    about = script.describe(args)
     hardware, packages = about["hardware"], about["packages"]
     named = " ".join(f"{name}=={packages[name]}" for name in ("torch", "torchvision"))
     return about["commit"], named, f"{hardware['gpu'] or 'no GPU'}, {hardware['cores']} cores {hardware['cpu']}"
 
 
 def finished_runs(path):
-    """The commands of the runs that a CSV holds, which is begun where there is none. Another CSV ends the program."""
+    """The commands of the runs in a CSV, which is made if there is none. Any other CSV ends the program."""
     try:
         with open(path, "a+", newline="") as file:
             if file.tell() == 0:
@@ -389,10 +410,10 @@ def finished_runs(path):
             file.seek(0)
             reader = csv.DictReader(file)
             if tuple(reader.fieldnames) != COLUMNS:
-                suites.fail(f"--out {path}: there already, and not a CSV of this program")
+                common.fail(f"--out {path}: there already, and not a CSV of this program")
             return {row["command"] for row in reader if row["key"] == "final_test_accuracy"}
     except (OSError, ValueError) as error:
-        suites.fail(f"--out {path}: {error}")
+        common.fail(f"--out {path}: {error}")
 
 
 def append(path, rows):
@@ -402,7 +423,7 @@ def append(path, rows):
 
 
 def table(results, args):
-    """A Markdown table for each task and optimizer, the best method first: mean and standard deviation over seeds."""
+    """A Markdown table for each task and optimizer: mean ± standard deviation over seeds, best method first."""
     lines = []
     for (task, optimizer), runs in results.groupby(["task", "optimizer"], sort=False):
         last = runs.sort_values("update").groupby(["method", "seed", "key"])["value"].last().unstack()
@@ -417,16 +438,17 @@ def table(results, args):
 
 
 def draw(results, args):
-    """A row a task, a column an optimizer: each method's mean over seeds, in a band from the least to the most."""
+    """One row per task, one column per optimizer: each method's mean over seeds, in a band of all seeds."""
     tasks, optimizers = results["task"].unique(), results["optimizer"].unique()
     size = 5.5 * len(optimizers), 0.8 + 3.6 * len(tasks)
     figure, axes = plt.subplots(
         len(tasks), len(optimizers), figsize=size, squeeze=False, sharex=True, sharey="row", layout="constrained"
     )
-    looks = itertools.product(("-", "--", ":"), ("black", *COLOURS))
+    looks = itertools.product(("-", "--", ":"), ("black", *common.COLOURS))
     looks = dict(zip(results["method"].unique(), looks, strict=False))
     for (i, task), (j, optimizer) in itertools.product(enumerate(tasks), enumerate(optimizers)):
-        axis, runs = axes[i, j], results[(results["task"] == task) & (results["optimizer"] == optimizer)]
+        axis = axes[i, j]
+        runs = results[(results["task"] == task) & (results["optimizer"] == optimizer)]
         for method, (line, colour) in looks.items():
             some = runs[(runs["method"] == method) & (runs["key"] == "test_accuracy")]
             seeds = 100 * some.pivot(index="update", columns="seed", values="value")
@@ -444,7 +466,7 @@ def draw(results, args):
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4 * len(optimizers), frameon=False)
     data, seeds = results["data"].iloc[0], results["seed"].nunique()
-    figure.suptitle(f"{data} data, {args.scale} scale, {seeds} seed{'s' * (seeds > 1)}: mean, least and most")
+    figure.suptitle(f"{data} data, {args.scale} scale, {seeds} seed{'s' * (seeds > 1)}: mean, lowest and highest")
     figure.savefig(args.plot, dpi=130)
 
 
