@@ -5,15 +5,15 @@
 #     "tensorboard==2.21.0", "torch==2.14.0", "tqdm==4.70.1", "tyro==1.0.17",
 # ]
 # ///
-"""Network randomization on Procgen: PPO sees the game through a random convolution, a new one in each iteration.
-A feature-matching loss ties the features of this view to those of the clean view. What survives any colours remains.
+"""Network randomization on Procgen: PPO sees the game through a random convolution, a new one in each iteration. A
+feature-matching loss ties what it sees then to the clean view, so it learns features that no colour or texture changes.
 
 Paper: Lee et al. 2020, Network Randomization: A Simple Technique for Generalization in Deep Reinforcement Learning.
 Checked against github.com/pokaxpoka/netrand (8388251), losses and gradients; its Procgen settings: kaixin96/mixreg.
-Deviations: Procgen, whose CoinRun has a plain and a full look (--plain-look), where the authors split the themes of old
-CoinRun; their --no-norm-reward --anneal-lr --anneal-clip --num-envs 32 are off, as in ports to Procgen; initialisation,
-pooling and the place of Adam's epsilon are PyTorch's; the convolution spares the whole velocity box, 13 x 26 pixels,
-theirs 12 x 24; environments start afresh every --exact-every steps.
+Deviations: Procgen's CoinRun in a plain and a full look (--plain-look), where the authors split old CoinRun's themes;
+their --no-norm-reward --anneal-lr --anneal-clip --num-envs 32 are off, as in ports to Procgen; initialisation, pooling
+and the place of Adam's epsilon are PyTorch's; the convolution spares the whole velocity box, 13 x 26 pixels, theirs
+12 x 24; environments start afresh every --exact-every steps.
 
     python algos/ppo_netrand.py --env-id coinrun                 # the paper's CoinRun: hard, 500 levels
     python algos/ppo_netrand.py --env-id coinrun --plain-look    # trained on one look, evaluated on all
@@ -61,19 +61,19 @@ from tqdm import tqdm
 # ---- 2. Arguments ----
 @dataclass
 class Args:
-    # The method. The paper and the authors' code have no mc_samples; 10 is our choice.
+    # The method. clean_prob: the authors' code (config.py:125). mc_samples: 10 is our choice.
     env_id: str = "coinrun"  # the game; unknown names print the valid ones
     netrand: bool = True  # the method; off: PPO
     fm_coef: float = 0.002  # beta, weight of the feature-matching loss
-    clean_prob: float = 0.1  # alpha, share of the iterations without a random kernel. Reference code: config.py:125
-    clean_mode: Literal["skip", "identity"] = "skip"  # a clean iteration still matches a random kernel, or the identity
+    clean_prob: float = 0.1  # alpha, share of the iterations without a random kernel
+    clean_mode: Literal["skip", "identity"] = "skip"  # clean iterations match a random kernel, or the identity
     keep_vel_info: bool = True  # the random convolution leaves a painted velocity box as it is
-    mc_samples: int = 10  # M, random kernels that the last evaluation averages over too (0: the clean policy only)
+    mc_samples: int = 10  # M, random kernels that the last evaluation averages over too (0: none)
     total_timesteps: int = 25_000_000  # steps, rounded up to whole rollouts
     distribution_mode: Literal["easy", "hard"] = "hard"  # difficulty of the levels
     num_levels: int = -1  # training levels (-1: 500 in hard mode, 200 in easy; 0: all there are)
     start_level: int = 0  # first training level
-    plain_look: bool = False  # train on one theme without backgrounds, evaluate on the full look too (hard CoinRun)
+    plain_look: bool = False  # train on one theme without backgrounds, evaluate on all too (hard CoinRun)
     paint_vel_info: bool = False  # paint the velocity box that old CoinRun had (--plain-look does so too)
 
     # PPO. Reference code: config.py:56-61, train_random.py:43-49, random_ppo2.py:79-82, 149-153 and 287.
@@ -99,7 +99,7 @@ class Args:
     eval_every: int = 163_840  # steps between evaluations (0: never)
     eval_episodes: int = 128  # episodes per evaluation and set of levels
     final_eval_episodes: int = 128  # the same for the last evaluation
-    eval_seed: int = 42  # draws the evaluated levels, the same ones each time
+    eval_seed: int = 42  # draws the evaluated levels
 
     # The run.
     seed: int = 1  # same seed, machine, packages and number of threads: same weights, bit for bit
@@ -124,30 +124,25 @@ GAMES += ("jumper", "leaper", "maze", "miner", "ninja", "plunder", "starpilot")
 
 
 def make_envs(args, split, start=0):
-    """Vector environments of `split`, N of them, seeded by (args.seed, split, start).
+    """N environments of `split`, seeded by (args.seed, split, start).
 
-    "train": the args.num_levels training levels. "test": all levels there are. Both look as args.plain_look says.
-    "full_look": the training levels, in the order of "train", in the full look, so that only the look is new.
+    "train": the args.num_levels training levels. "test": all levels there are. See args.plain_look.
+    "full_look": the training levels, in the order of "train", in the full look: only the look is new.
     reset() -> obs uint8 [N, 3, 64, 64], info.
-    step(actions int64 [N]) -> obs, reward float32 [N], terminated bool [N], truncated bool [N], info.
-    The step that ends an episode returns the next episode's first observation. Each step returns a new array.
+    step(actions int64 [N]) -> obs, reward float32, terminated bool, truncated bool, all [N], info.
+    The step that ends an episode returns the next episode's first observation, in a new array.
     info["episodes"]: (environment, return, length) of the episodes that ended with the step.
     """
     num_levels = {"easy": 200, "hard": 500}[args.distribution_mode] if args.num_levels == -1 else args.num_levels
     levels = (0, 0) if split == "test" else (num_levels, args.start_level)
-    plain = args.plain_look and split != "full_look"
     entropy = (args.seed, int(split == "test"), start)
-    envs = import_envpool().make_gymnasium(
-        f"{args.env_id.capitalize()}{args.distribution_mode.capitalize()}-v0",
-        num_envs=args.num_envs,
-        seed=int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1),
-        num_levels=levels[0],
-        start_level=levels[1],
-        restrict_themes=plain,  # of sprites and ground
-        use_backgrounds=not plain,
-        paint_vel_info=args.paint_vel_info or args.plain_look,
-    )
-    return SameStepReset(envs)
+    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
+    about = {"num_envs": args.num_envs, "num_levels": levels[0], "start_level": levels[1]}
+    plain = args.plain_look and split != "full_look"
+    about.update(restrict_themes=plain, use_backgrounds=not plain)  # themes: of sprites and ground
+    about.update(paint_vel_info=args.paint_vel_info or args.plain_look)
+    name = f"{args.env_id.capitalize()}{args.distribution_mode.capitalize()}-v0"
+    return SameStepReset(import_envpool().make_gymnasium(name, seed=seed, **about))
 
 
 class SameStepReset:
@@ -266,7 +261,7 @@ def orthogonal(layer, gain):
 
 @torch.no_grad()
 def act(agent, obs, noise):
-    """Samples from the policy. obs [N, ...], noise ~ Exp(1) [N, actions] -> dict of [N].
+    """Samples from the policy. [N, ...], Exp(1) noise [N, actions] -> dict of [N].
 
     argmax_a p(a) / noise(a) is a sample of p. The noise is an input, so that a CUDA graph stays random.
     """
@@ -281,17 +276,17 @@ def act(agent, obs, noise):
 def random_kernel(generator):
     """A random convolution [3, 3, 3, 3] of standard deviation sqrt(2 / (27 + 27)), without a bias.
 
-    Paper: Glorot normal. Reference code: policies.py:286, TensorFlow's: values beyond two deviations are drawn again,
-    and the deviation before that is larger, so that the one that is left is as above.
+    Paper: Glorot normal. Reference code: policies.py:286, TensorFlow's. It draws again what is beyond
+    two deviations, of a normal that is wider, so that the deviation of what is left is as above.
     """
     std = (2 / (27 + 27)) ** 0.5 / 0.87962566103423978
     return nn.init.trunc_normal_(torch.empty(3, 3, 3, 3), std=std, a=-2 * std, b=2 * std, generator=generator)
 
 
 def randomise(obs, kernel, keep_box=False):
-    """The observations through the random convolution. [B, 3, H, W] in 0..1, [3, 3, 3, 3] -> [B, 3, H, W], unbounded.
+    """Observations in 0..1 through the random convolution. [B, 3, H, W], [3, 3, 3, 3] -> [B, 3, H, W].
 
-    keep_box: the velocity box, 13 x 26 pixels at the top left, is hidden from the convolution and stays as it is.
+    keep_box: the velocity box, 13 x 26 pixels at the top left, is black to it and stays as it is.
     """
     if not keep_box:
         return nn.functional.conv2d(obs, kernel, padding=1)
@@ -303,10 +298,10 @@ def randomise(obs, kernel, keep_box=False):
 
 
 def feature_matching_loss(h_random, h_clean):
-    """Mean squared distance of the randomised features to the clean ones. [B, D], [B, D] -> []. Paper: L_FM.
+    """Mean squared distance of the randomised features to the clean ones. [B, D] x 2 -> []. Paper: L_FM.
 
-    Careful: no gradient reaches the clean features.
-    Deviation: the mean over the features too, as in random_ppo2.py:107; the paper's squared norm is D times larger.
+    Careful: no gradient reaches the clean features. Deviation: the mean over the features too, as in
+    random_ppo2.py:107; the paper's squared norm is D times larger.
     """
     return (h_random - h_clean.detach()).square().mean()
 
@@ -320,7 +315,7 @@ def monte_carlo_policy(agent, obs, kernels):
 def netrand_loss(agent, kernel, clean, clip_coef, batch, args):
     """PPO's loss on what the policy acted on, plus the feature matching. -> loss [], dict of parts [].
 
-    clean: in this iteration the policy sees no kernel. Its features are matched all the same (random_ppo2.py:125).
+    clean: this iteration's policy sees no kernel. Its features are matched all the same (random_ppo2.py:125).
     """
     hidden = agent.features(batch["obs"], None if clean else kernel)  # [B, 256]
     logits, values = agent.heads(hidden)  # [B, A], [B]
@@ -410,7 +405,7 @@ def update(agent, optimizer, kernel, clean, clip_coef, batch, args):
     """One gradient step on a minibatch: a dict of [B, ...] -> dict of detached [].
 
     kernel [3, 3, 3, 3] or None, clean: the iteration's, as in netrand_loss. clip_coef: float64 [], epsilon.
-    One backward pass per slice keeps memory low.
+    A backward pass per slice saves memory.
     """
     optimizer.zero_grad()
     advantages = batch["advantages"]
@@ -476,14 +471,14 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     torch.manual_seed(seeds[0])
     shuffle_rng, noise_rng, kernel_rng = [torch.Generator().manual_seed(seed) for seed in seeds[1:]]
     agent = make_agent(envs, args).to(device)
-    # Tensors, so that a CUDA graph sees them change. Epsilon in double precision rounds as a constant.
+    # A CUDA graph sees tensors change. Epsilon is float64: it rounds as a Python number does.
     rate = torch.tensor(args.learning_rate, device=device)
     clip_coef = torch.tensor(args.clip_coef, device=device, dtype=torch.float64)
     kernel = torch.zeros(3, 3, 3, 3, device=device) if args.netrand else None  # the iteration's
     optimizer = torch.optim.Adam(agent.parameters(), lr=rate, eps=1e-5, fused=True)
     normaliser = RewardNormaliser(1, args.num_envs, args.gamma)
-    parts = {"agent": agent, "optimizer": optimizer, "normaliser": normaliser, "shuffle_rng": shuffle_rng}
-    parts.update(noise_rng=noise_rng, kernel_rng=kernel_rng, torch_rng=torch.default_generator)
+    parts = {"agent": agent, "optimizer": optimizer, "normaliser": normaliser, "kernel_rng": kernel_rng}
+    parts.update(noise_rng=noise_rng, shuffle_rng=shuffle_rng, torch_rng=torch.default_generator)
     run.restore(parts)
     graphs = args.cuda_graphs and device.type == "cuda"
     group = optimizer.param_groups[0]
@@ -506,7 +501,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
         minibatch = {key: value[index] for key, value in batch.items()}
         return update(agent, optimizer, kernel, clean, clip_coef, minibatch, args)
 
-    # One of each for clean iterations (True) and one for the others (False): a CUDA graph has no branches.
+    # One of each for clean iterations and one for the others: a CUDA graph has no branches.
     views = {True: agent, False: partial(agent, kernel=kernel)}
     policies = {clean: Captured(partial(act, view), graphs) for clean, view in views.items()}
     learners = {clean: Captured(partial(learn, clean), graphs) for clean in views}
@@ -521,7 +516,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
             if last:
                 break
 
-            # Draw the kernel. Careful: one for the whole iteration, or PPO's ratios would compare two different inputs.
+            # Draw the kernel. Careful: one per iteration, or PPO's ratios would compare two inputs.
             start = time.monotonic()
             if args.netrand:
                 kernel.copy_(random_kernel(kernel_rng))
@@ -530,20 +525,21 @@ def train(args, make_envs=make_envs, make_agent=Agent):
                 nn.init.dirac_(kernel)  # nothing is left to match
 
             # Collect T steps from each environment.
-            finished = []  # (return, length) of episodes that end now
+            finished = []  # (environment, return, length) of episodes that end now
             for t in range(args.num_steps):
                 obs = torch.as_tensor(next_obs).to(device)
                 noise = torch.empty(args.num_envs, num_actions).exponential_(generator=noise_rng)
                 row = policies[clean](obs, noise.to(device))
-                next_obs, reward, terminated, truncated, info = envs.step(row["actions"].cpu().numpy())
-                done = terminated | truncated  # Reference code: a time limit ends it too
+                actions = row["actions"].cpu().numpy()
+                next_obs, reward, terminated, truncated, info = envs.step(actions)
+                # Reference code: a time limit ends an episode like a failure does.
+                done = terminated | truncated
                 if args.norm_reward:
                     reward = normaliser(reward[None], done[None])[0]
                 row["obs"], row["dones"], row["rewards"] = obs, done, reward
                 for key, value in row.items():
                     rollout[key][t] = torch.as_tensor(value)
-                for _, episode_return, length in info["episodes"]:
-                    finished.append((episode_return, length))
+                finished.extend(info["episodes"])
                 run.tick(args.num_envs / 2)
 
             # Learn from them.
@@ -568,15 +564,17 @@ def train(args, make_envs=make_envs, make_agent=Agent):
 
             # Log and save.
             run.log({"charts/SPS": batch_size / (time.monotonic() - start), "charts/frames": run.step})
-            run.log({"charts/learning_rate": rate.item(), "charts/clean": float(clean)})
-            run.log({"charts/reward": rewards.mean().item()})
+            run.log({"charts/learning_rate": rate.item(), "charts/reward": rewards.mean().item()})
+            run.log({"charts/clean": float(clean)})
             for key, value in stacked(losses).items():
                 run.log({f"losses/{key}": value.mean().item()})
             unexplained = (returns - values).var() / returns.var()
             run.log({"losses/explained_variance": 1 - unexplained.nan_to_num(1, 1).item()})
             if finished:
-                means, suffix = np.mean(finished, axis=0).tolist(), "_clean" if clean else ""
-                run.log({f"charts/episodic_return{suffix}": means[0], f"charts/episodic_length{suffix}": means[1]})
+                _, episode_return, length = np.mean(finished, axis=0).tolist()
+                suffix = "_clean" if clean else ""
+                run.log({f"charts/episodic_return{suffix}": episode_return})
+                run.log({f"charts/episodic_length{suffix}": length})
             if run.passed(args.exact_every, run.exact_step):  # in every run, resumed or not
                 envs.close()
                 envs = make_envs(args, "train", run.step)
@@ -591,16 +589,17 @@ def train(args, make_envs=make_envs, make_agent=Agent):
 
 
 def evaluate(agent, args, make_envs, split, tick=lambda: None):
-    """Returns [args.eval_episodes] of sampled actions on fixed levels of `split`. Touches no random stream of training.
+    """Returns [args.eval_episodes] of sampled actions on fixed levels of `split`.
 
-    args.mc_samples: random kernels that the policy is averaged over, new ones at each step (0: the clean policy).
-    Each environment plays one episode, so that short ones are not favoured.
+    args.mc_samples: random kernels that each step's policy is averaged over (0: the clean policy).
+    Each environment plays one episode, so that short ones are not favoured. No random stream of training is touched.
     """
     args = replace(args, seed=args.eval_seed, num_envs=args.eval_episodes)
     envs, noise_rng = make_envs(args, split), torch.Generator().manual_seed(args.eval_seed)
     kernel_rng = torch.Generator().manual_seed(args.eval_seed)
     device, num_actions = next(agent.parameters()).device, int(envs.single_action_space.n)
-    active, actions, returns = list(range(args.num_envs)), np.zeros(args.num_envs, dtype=np.int64), {}
+    active, returns = list(range(args.num_envs)), {}
+    actions = np.zeros(args.num_envs, dtype=np.int64)
     agent.eval()
     obs, _ = envs.reset()
     while active:
@@ -623,7 +622,7 @@ def evaluate(agent, args, make_envs, split, tick=lambda: None):
 
 
 def compare(agents, args, make_envs, tick=lambda: None):
-    """{key: number} to log: the mean returns on all splits and the gap, of the Monte Carlo policy ("mc_") too."""
+    """{key: number} to log: the mean returns on all splits, and the gap; of the Monte Carlo policy too."""
     policies = {"eval/": replace(args, mc_samples=0)}
     if args.netrand and args.mc_samples > 0:
         policies["eval/mc_"] = args
@@ -849,8 +848,9 @@ def set_up_torch(args):
 # Arguments that a resumed run may change begin with these: nothing that is learned depends on them.
 MAY_CHANGE = ("resume", "total_timesteps", "eval_", "final_eval_", "save_", "runs_dir", "cuda", "track", "wandb_")
 MAY_CHANGE += ("mc_samples",)
-POSITIVE = ("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs", "eval_episodes")
-SMALLEST = dict.fromkeys((*POSITIVE, "final_eval_episodes"), 1) | {"num_levels": -1, "clip_coef": 1e-6}
+POSITIVE = ("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs")
+POSITIVE += ("eval_episodes", "final_eval_episodes")
+SMALLEST = {**dict.fromkeys(POSITIVE, 1), "num_levels": -1, "clip_coef": 1e-6}
 LARGEST = {"gamma": 1, "gae_lambda": 1, "clean_prob": 1, "num_levels": 2**31 - 1, "start_level": 2**31 - 1}
 
 
@@ -869,7 +869,7 @@ def check(args):
     if (args.plain_look or args.paint_vel_info) and game in ("chaser", "heist", "maze", "miner", "plunder"):
         fail(f"--plain-look and --paint-vel-info: {game} has no velocity to paint")
     if args.plain_look and (game, mode) == ("coinrun", "easy"):
-        fail("--plain-look: easy coinrun has only one theme, so it needs --distribution-mode hard")
+        fail("--plain-look: easy coinrun has one theme anyway; use --distribution-mode hard")
     batch_size = args.num_envs * args.num_steps
     if batch_size % args.num_minibatches or batch_size < 2 * args.num_minibatches:
         fail(f"--num-minibatches {args.num_minibatches}: does not cut {batch_size} steps into equal parts of 2 or more")

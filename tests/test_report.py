@@ -312,6 +312,7 @@ def test_a_whole_run_is_in_its_cell(tmp_path):
     assert "| whole run, 100,000 of 100,000 steps | 1014 |" in report.runs_section("0", rows)
 
 
+@pytest.mark.slow
 def test_made_twice_it_is_the_same(written, monkeypatch):
     folder = written[0]
     first = {path.name: path.read_bytes() for path in folder.iterdir()}

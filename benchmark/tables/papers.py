@@ -165,6 +165,8 @@ def scores(rows, file, name, key, mark=0):
     """
     method = METHODS[file][name]
     rows = rows[(rows["key"] == key) & (rows["script"] == method.script) & (rows["changed"] == as_text(method.changed))]
+    if rows.empty:
+        return {}
     needed = mark or method.steps or rows["default_steps"]
     rows = rows[rows["step"] >= needed].sort_values("step")
     runs = rows.groupby(["task", "seed", "command"], as_index=False)["value"].first()
