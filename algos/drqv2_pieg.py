@@ -617,9 +617,10 @@ def load_pictures(args, size, seed):
     """What is overlaid: uint8 [P, 3, size, size], drawn by the seed. Reference code: the crops of utils.py."""
     if args.overlay_dir == "textures":
         print("overlay: textures that are made here; the paper's pictures are Places365", flush=True)
-        rng = torch.Generator().manual_seed(seed)
-        counts = [500] * (args.overlay_pictures // 500) + [args.overlay_pictures % 500]
-        return torch.cat([make_textures(count, size, rng) for count in counts])
+        rng, parts = torch.Generator().manual_seed(seed), []
+        for first in range(0, args.overlay_pictures, 500):
+            parts.append(make_textures(min(500, args.overlay_pictures - first), size, rng))
+        return torch.cat(parts)
     kinds = (".jpg", ".jpeg", ".png")
     found = sorted(str(path) for path in Path(args.overlay_dir).rglob("*") if path.suffix.lower() in kinds)
     if not found:
@@ -865,7 +866,8 @@ def train(args, make_envs=make_envs, make_agent=Agent):
         if args.strong_augmentation == "overlay":
             pictures = load_pictures(args, obs_shape[1], seeds[1]).to(device)
     except (MemoryError, RuntimeError) as error:
-        fail(f"--buffer-size {args.buffer_size}: {str(error).splitlines()[0]}")
+        sizes = f"--buffer-size {args.buffer_size}, --overlay-pictures {args.overlay_pictures}"
+        fail(f"{sizes}: {str(error).splitlines()[0]}")
     parts = {"agent": agent, "target": target, "optimizer": optimizer, "replay": replay}
     parts.update(explore_rng=explore_rng, sample_rng=sample_rng, noise_rng=noise_rng, augment_rng=augment_rng)
     run.restore({**parts, "strong_rng": strong_rng, "torch_rng": torch.default_generator})
@@ -1231,7 +1233,7 @@ def check(args):
     own["feature_dim"] = 50 if args.encoder == "drqv2" else 256  # 50 is DrQ-v2's
     own["batch_size"], own["n_step"] = (512, 1) if domain == "walker" else (256, 3)
     own["buffer_size"] = 100_000 if task == "quadruped-run" else 1_000_000
-    own["total_timesteps"] = FRAMES // (args.action_repeat or 2)
+    own["total_timesteps"] = FRAMES // abs(args.action_repeat or 2)
     for name in own:
         own[name] = getattr(args, name) or own[name]
     args = replace(args, env_id=task, **own)

@@ -123,8 +123,7 @@ ONE_SCRIPT["drqv2_pieg"] = [
     ("--overlay-dir @/run", "no .jpg .jpeg .png in it"),
     ("--eval-modes video_hard", "DMC-GB's data for video_hard is not in data/dmcgb (video_hard/video0.mp4 to"),
     ("--eval-modes color_easy --dmcgb-dir @", "(color_easy.json to color_easy.pt): `make dmcgb` fetches it"),
-    ("--buffer-size 1000000000 --total-timesteps 1000000000", "--buffer-size: 20187579 MB of pictures do not fit"),
-    ("--total-timesteps 1000000000000", "--total-timesteps: 20187377929 MB of pictures do not fit into"),
+    ("--total-timesteps 1000000000000", "--total-timesteps: 20187377929 MB of replay do not fit into"),
     ("--resume @/run --total-timesteps 99 --encoder drqv2", "--encoder is resnet18 in that run and stays so"),
     ("--resume @/run --total-timesteps 99 --n-step 3", "--n-step is 2 in that run and stays so"),
 ]

@@ -143,6 +143,14 @@ def test_textures_follow_the_seed_and_fall_off_like_natural_pictures():
     assert colours.std(0).min() > 20  # the pictures differ
 
 
+@pytest.mark.parametrize("count", [7, 500, 1003])
+def test_textures_are_made_in_parts(count, tmp_path):
+    """Of 500 at most, which are drawn one after another."""
+    made = pieg.load_pictures(tiny(tmp_path, overlay_pictures=count), 8, 3)
+    rng, parts = torch.Generator().manual_seed(3), [500] * (count // 500) + [count % 500]
+    assert torch.equal(made, torch.cat([pieg.make_textures(part, 8, rng) for part in parts if part]))
+
+
 # ---- Networks ----
 class Task:
     single_observation_space = gym.spaces.Box(0, 255, (9, 84, 84), np.uint8)
@@ -685,6 +693,12 @@ def test_the_smallest_replay_lasts_through_episodes(tmp_path, capsys):
     assert "--buffer-size 9: from 10" in refusal(capsys, go, replace(args, buffer_size=9))
     said = refusal(capsys, go, replace(args, runs_dir=str(tmp_path / "long"), n_step=6, buffer_size=30))
     assert "--n-step 6: no episode was that long so far" in said  # they have 5 steps
+
+
+def test_what_does_not_fit_into_memory_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pieg.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**18))
+    said = refusal(capsys, go, tiny(tmp_path, total_timesteps=10**9, buffer_size=10**9))
+    assert "--buffer-size 1000000000, --overlay-pictures 5: Unable to allocate" in said and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
