@@ -175,6 +175,9 @@ def call(monkeypatch, runs, tmp_path):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         monkeypatch.setitem(sys.modules, "wandb", None)
         monkeypatch.chdir(tmp_path)
+        if script.__name__ == "drqv2_pieg":  # ten thousand textures take a minute
+            images = torch.zeros(500, 3, 84, 84, dtype=torch.uint8)
+            monkeypatch.setattr(script, "make_textures", lambda count, size, _: images[:count, :, :size, :size])
         script.main(make_envs=make_envs, make_agent=make_agent_of(script))
 
     return call_main
