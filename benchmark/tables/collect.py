@@ -75,7 +75,7 @@ def rows_of(method, folder, args):
     about = common.read_about(folder)
     try:
         with open(folder / "metrics.csv") as file:
-            metrics = [row for row in csv.DictReader(file) if row["key"] in args.keys]
+            metrics = list(csv.DictReader(file))
     except OSError as error:
         common.fail(f"{folder} is no folder of a run: metrics.csv: {error.strerror}")
     run = {
@@ -90,7 +90,7 @@ def rows_of(method, folder, args):
         "packages": packages_of(about),
         "hardware": hardware_of(about),
     }
-    return [run | row | source for row in metrics]
+    return [run | row | source for row in metrics if row["key"] in args.keys]
 
 
 def command_of(about):
