@@ -288,8 +288,8 @@ def facts(rows, script):
     known = {
         "total_steps_per_agent": args["total_timesteps"],
         "total_timesteps_per_worker": args["total_timesteps"],
-        "train_levels": args["num_levels"],
-        "training_levels": args["num_levels"],
+        "train_levels": papers.LEVELS[args["distribution_mode"]],
+        "training_levels": papers.LEVELS[args["distribution_mode"]],
         "beta_fm_coefficient": args.get("fm_coef"),
         "clean_probability": args.get("clean_prob"),
     }
