@@ -857,10 +857,10 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     learned = [param for param in agent.parameters() if param.requires_grad]
     optimizer = torch.optim.Adam(learned, lr=args.learning_rate, eps=args.adam_eps, fused=True)
     pictures = torch.empty(1, device=device)
+    if args.strong_augmentation == "overlay":
+        pictures = load_pictures(args, obs_shape[1], seeds[1]).to(device)
     try:
         replay = Replay(rows_needed(args), obs_shape, num_actions, args, device, run.folder / "replay.bin")
-        if args.strong_augmentation == "overlay":
-            pictures = load_pictures(args, obs_shape[1], seeds[1]).to(device)
     except (MemoryError, RuntimeError) as error:
         fail(f"--buffer-size {args.buffer_size}: {str(error).splitlines()[0]}")
     parts = {"agent": agent, "target": target, "optimizer": optimizer, "replay": replay}
@@ -1228,7 +1228,7 @@ def check(args):
     own["feature_dim"] = 50 if args.encoder == "drqv2" else 256  # 50 is DrQ-v2's
     own["batch_size"], own["n_step"] = (512, 1) if domain == "walker" else (256, 3)
     own["buffer_size"] = 100_000 if task == "quadruped-run" else 1_000_000
-    own["total_timesteps"] = FRAMES // (args.action_repeat or 2)
+    own["total_timesteps"] = FRAMES // abs(args.action_repeat or 2)
     for name in own:
         own[name] = getattr(args, name) or own[name]
     args = replace(args, env_id=task, eval_modes=tuple(args.eval_modes), **own)
@@ -1266,6 +1266,8 @@ def room_on_disk(folder):
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        fail(f"{folder} cannot be written")
     return shutil.disk_usage(existing).free + taken
 
 
@@ -1280,6 +1282,8 @@ def main(flags=None, make_envs=make_envs, make_agent=Agent):
     args = tyro.cli(Args, args=flags)
     if args.resume:
         saved = load_checkpoint(args.resume)["about"]["args"]
+        for name, value in saved.items():
+            saved[name] = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
         if saved.keys() != vars(args).keys():
             fail(f"{args.resume} is a run of another version of {Path(__file__).name}")
         args = tyro.cli(Args, args=flags, default=Args(**saved))
