@@ -129,6 +129,9 @@ class Args:
     wandb_project_name: str = "holdout"  # project for --track
     wandb_entity: str | None = None  # team for --track
 
+    def __post_init__(self):
+        self.eval_modes = tuple(self.eval_modes)  # args.json has a list
+
 
 # ---- 3. Environments ----
 # dm_control's suite without lqr, which has no time limit and no bounds of actions.
@@ -614,9 +617,10 @@ def load_pictures(args, size, seed):
     """What is overlaid: uint8 [P, 3, size, size], drawn by the seed. Reference code: the crops of utils.py."""
     if args.overlay_dir == "textures":
         print("overlay: textures that are made here; the paper's pictures are Places365", flush=True)
-        rng = torch.Generator().manual_seed(seed)
-        counts = [500] * (args.overlay_pictures // 500) + [args.overlay_pictures % 500]
-        return torch.cat([make_textures(count, size, rng) for count in counts])
+        rng, parts = torch.Generator().manual_seed(seed), []
+        for first in range(0, args.overlay_pictures, 500):
+            parts.append(make_textures(min(500, args.overlay_pictures - first), size, rng))
+        return torch.cat(parts)
     kinds = (".jpg", ".jpeg", ".png")
     found = sorted(str(path) for path in Path(args.overlay_dir).rglob("*") if path.suffix.lower() in kinds)
     if not found:
@@ -862,7 +866,8 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     try:
         replay = Replay(rows_needed(args), obs_shape, num_actions, args, device, run.folder / "replay.bin")
     except (MemoryError, RuntimeError) as error:
-        fail(f"--buffer-size {args.buffer_size}: {str(error).splitlines()[0]}")
+        sizes = f"--buffer-size {args.buffer_size}, --overlay-pictures {args.overlay_pictures}"
+        fail(f"{sizes}: {str(error).splitlines()[0]}")
     parts = {"agent": agent, "target": target, "optimizer": optimizer, "replay": replay}
     parts.update(explore_rng=explore_rng, sample_rng=sample_rng, noise_rng=noise_rng, augment_rng=augment_rng)
     run.restore({**parts, "strong_rng": strong_rng, "torch_rng": torch.default_generator})
@@ -1231,7 +1236,7 @@ def check(args):
     own["total_timesteps"] = FRAMES // abs(args.action_repeat or 2)
     for name in own:
         own[name] = getattr(args, name) or own[name]
-    args = replace(args, env_id=task, eval_modes=tuple(args.eval_modes), **own)
+    args = replace(args, env_id=task, **own)
     smallest = {**dict.fromkeys(POSITIVE, 1), "learning_starts": args.n_step, "buffer_size": 2 * args.n_step + 4}
     for name, value in vars(args).items():
         low, high = smallest.get(name, 0), LARGEST.get(name, sys.maxsize)

@@ -143,6 +143,14 @@ def test_textures_follow_the_seed_and_fall_off_like_natural_pictures():
     assert colours.std(0).min() > 20  # the pictures differ
 
 
+@pytest.mark.parametrize("count", [7, 500, 1003])
+def test_textures_are_made_in_parts(count, tmp_path):
+    """Of 500 at most, which are drawn one after another."""
+    made = pieg.load_pictures(tiny(tmp_path, overlay_pictures=count), 8, 3)
+    rng, parts = torch.Generator().manual_seed(3), [500] * (count // 500) + [count % 500]
+    assert torch.equal(made, torch.cat([pieg.make_textures(part, 8, rng) for part in parts if part]))
+
+
 # ---- Networks ----
 class Task:
     single_observation_space = gym.spaces.Box(0, 255, (9, 84, 84), np.uint8)
@@ -687,6 +695,12 @@ def test_the_smallest_replay_lasts_through_episodes(tmp_path, capsys):
     assert "--n-step 6: no episode was that long so far" in said  # they have 5 steps
 
 
+def test_what_does_not_fit_into_memory_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pieg.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**18))
+    said = refusal(capsys, go, tiny(tmp_path, total_timesteps=10**9, buffer_size=10**9))
+    assert "--buffer-size 1000000000, --overlay-pictures 5: Unable to allocate" in said and not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_a_checkpoint_holds_the_frozen_weights_too(tmp_path, monkeypatch):
     """Evaluated or gone on with where the weights cannot be had any more."""
@@ -720,6 +734,18 @@ def test_each_look_is_evaluated_and_logged(tmp_path, dmcgb):
     logged = [line.split(",")[:2] for line in metrics_of(folder_in(tmp_path / "run"))]
     keys = ("eval/test_return", "eval/color_easy_return", "eval/video_easy_return")
     assert [row for row in logged if row[1] in keys] == [[str(step), key] for step in (16, 32, 48) for key in keys]
+
+
+@pytest.mark.filterwarnings("error")
+def test_looks_come_back_from_a_runs_file_as_they_were(tmp_path, dmcgb):
+    """JSON has no tuples, of which the command line warns."""
+    flags = ["--eval-every", "0", "--eval-modes", "color_easy", "--dmcgb-dir", str(dmcgb)]
+    go(tiny(tmp_path / "run", eval_modes=("color_easy",), dmcgb_dir=str(dmcgb), total_timesteps=13, eval_every=0))
+    args = pieg.load_checkpoint(folder_in(tmp_path / "run"))["about"]["args"]
+    assert args["eval_modes"] == ["color_easy"] and pieg.Args(**args).eval_modes == ("color_easy",)
+    for more in ([], flags):
+        resume = ["--resume", str(folder_in(tmp_path / "run")), "--total-timesteps", str(14 + len(more))]
+        pieg.main([*resume, *more], Envs, TinyPieg)
 
 
 def test_the_random_steps_fill_the_range(tmp_path):
