@@ -94,7 +94,7 @@ def rows_of(method, folder, args):
 
 
 def command_of(about):
-    """The run's first command, without folders of the machine that it ran on, and its steps if a resume changed them."""
+    """The first command, without folders of the machine that it ran on, and the steps where a resume changed them."""
     program, *flags = common.without_runs_dir(about["command"])
     parts = Path(program).parts
     while len(parts) > 1 and parts[0] not in ("algos", "benchmark"):
