@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.11"
+# requires-python = ">=3.11,<3.13"
 # dependencies = [
 #     "envpool==1.2.5", "numpy==2.4.6", "tensorboard==2.21.0",
 #     "torch==2.14.0", "tqdm==4.70.1", "tyro==1.0.17",

@@ -348,8 +348,8 @@ def resized(pixels, size=84):
         first = places.astype(np.int64)  # each place lies between pixels first and first + 1
         share = (places - first).astype(np.float32)[:, None, None]
         before = pixels[first].astype(np.float32)
-        pixels = before + share * (pixels[np.minimum(first + 1, last)] - before)
-        pixels = pixels.swapaxes(0, 1)
+        after = pixels[np.minimum(first + 1, last)]
+        pixels = (before + share * (after - before)).swapaxes(0, 1)
     return pixels.astype(np.uint8)
 
 
@@ -731,7 +731,7 @@ class Replay:
         for name, values in self.rows.items():
             rows[name] = values[places].cpu()
         if not np.isfinite(rows["rewards"]).all():
-            sys.exit(f"error: a reward is not finite; {self.path} is as it was")
+            sys.exit(f"error: a reward is not finite at step {self.size} or before; {self.path} is as it was")
         self.path.touch()
         with open(self.path, "r+b") as file:
             # The row that was under way at the last save is always in the file: its checkpoint needs it.

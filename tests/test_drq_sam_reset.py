@@ -358,7 +358,9 @@ def test_a_reward_that_is_not_finite_is_never_saved(tmp_path):
 
 
 # ---- Runs ----
+@pytest.mark.slow
 def test_resumed_bit_for_bit(tmp_path):
+    """With lost lives and resets on the way; replay.bin too."""
     assert_resumes_exactly(tmp_path, go, tiny, Envs, exact_step=28)
 
 

@@ -598,6 +598,40 @@ def test_replay_is_a_list_of_transitions(capacity, n_step, tmp_path):
     assert replay.size == size - 1
 
 
+def test_a_replay_that_is_shorter_than_its_checkpoint_is_refused(tmp_path, capsys):
+    replay = filled(tiny(tmp_path))
+    state = replay.state_dict()
+    for path, rows in ((replay.path, 1), (tmp_path / "nowhere.bin", 0)):
+        replay.path = path
+        said = refusal(capsys, replay.load_state_dict, {**state, "size": state["size"] + rows})
+        assert f"{path} does not hold the {state['size'] + rows + 1} rows" in said
+
+
+def test_what_a_failed_save_left_behind_is_written_over(tmp_path):
+    """Rows of no checkpoint are cut off; the row that was under way is there at any time."""
+    args = tiny(tmp_path)
+    replay = filled(args, steps=10)
+    state, content = replay.state_dict(), replay.path.read_bytes()
+    replay.path.write_bytes(content + b"torn")
+    again = pieg.Replay(30, (9, 12, 12), 2, args, CPU, replay.path)
+    again.load_state_dict(state)
+    assert again.state_dict() == state and replay.path.read_bytes() == content
+    again.add(np.zeros(2, np.float32), 1.0, False, np.zeros((3, 12, 12), np.uint8))
+    again.state_dict()
+    assert len(replay.path.read_bytes()) == len(content) + replay.row.itemsize
+    replay.load_state_dict(state)  # a kill here leaves the older checkpoint, which still finds its rows
+
+
+def test_a_reward_that_is_not_finite_is_never_saved(tmp_path):
+    replay = filled(tiny(tmp_path))
+    replay.state_dict()
+    before = replay.path.read_bytes()
+    replay.add(np.zeros(2, np.float32), np.inf, False, np.zeros((3, 12, 12), np.uint8))
+    with pytest.raises(SystemExit, match="a reward is not finite"):
+        replay.state_dict()
+    assert replay.path.read_bytes() == before
+
+
 def test_the_replay_is_no_larger_than_the_run():
     args = pieg.check(pieg.Args(env_id="cheetah-run"))
     assert args.buffer_size == 1_000_000 and 500_500 + 1_001 < pieg.rows_needed(args) < 530_000
