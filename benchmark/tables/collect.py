@@ -94,15 +94,15 @@ def rows_of(method, folder, args):
 
 
 def command_of(about):
-    """The run's first command, without folders of the machine that it ran on, and what was changed at a resume."""
+    """The first command, without folders of the machine that it ran on, and the steps where a resume changed them."""
     program, *flags = common.without_runs_dir(about["command"])
     parts = Path(program).parts
     while len(parts) > 1 and parts[0] not in ("algos", "benchmark"):
         parts = parts[1:]
     command = shlex.join(["python", "/".join(parts), *flags])
     for session in about.get("sessions", [])[1:]:
-        for name, value in session["changed"].items():
-            command += f" (resumed with {name} {value})"
+        if "total_timesteps" in session["changed"]:
+            command += f" (resumed with --total-timesteps {session['changed']['total_timesteps']})"
     return command
 
 
