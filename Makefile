@@ -15,7 +15,7 @@ test: install
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: install
-	@$(METAWORLD) || echo "warning: no Meta-World, so the tests of drawerworld.py are skipped" >&2
+	@$(METAWORLD) || echo "warning: no Meta-World, so the tests of benchmark/suites/drawerworld.py are skipped" >&2
 	@$(SLURM) || echo "warning: no Slurm, so the tests of launch.py on one are skipped" >&2
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .

@@ -861,10 +861,10 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     learned = [param for param in agent.parameters() if param.requires_grad]
     optimizer = torch.optim.Adam(learned, lr=args.learning_rate, eps=args.adam_eps, fused=True)
     pictures = torch.empty(1, device=device)
+    if args.strong_augmentation == "overlay":
+        pictures = load_pictures(args, obs_shape[1], seeds[1]).to(device)
     try:
         replay = Replay(rows_needed(args), obs_shape, num_actions, args, device, run.folder / "replay.bin")
-        if args.strong_augmentation == "overlay":
-            pictures = load_pictures(args, obs_shape[1], seeds[1]).to(device)
     except (MemoryError, RuntimeError) as error:
         sizes = f"--buffer-size {args.buffer_size}, --overlay-pictures {args.overlay_pictures}"
         fail(f"{sizes}: {str(error).splitlines()[0]}")
@@ -1271,6 +1271,8 @@ def room_on_disk(folder):
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        fail(f"{folder} cannot be written")
     return shutil.disk_usage(existing).free + taken
 
 
@@ -1285,6 +1287,8 @@ def main(flags=None, make_envs=make_envs, make_agent=Agent):
     args = tyro.cli(Args, args=flags)
     if args.resume:
         saved = load_checkpoint(args.resume)["about"]["args"]
+        for name, value in saved.items():
+            saved[name] = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
         if saved.keys() != vars(args).keys():
             fail(f"{args.resume} is a run of another version of {Path(__file__).name}")
         args = tyro.cli(Args, args=flags, default=Args(**saved))

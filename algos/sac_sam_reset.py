@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.11"
+# requires-python = ">=3.11,<3.13"
 # dependencies = [
 #     "dm_control==1.0.50", "gymnasium==1.4.0", "mujoco==3.17.0", "numpy==2.4.6", "tensorboard==2.21.0",
 #     "torch==2.14.0", "tqdm==4.70.1", "tyro==1.0.17",
@@ -993,6 +993,8 @@ def room_on_disk(folder):
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        fail(f"{folder} cannot be written")
     return shutil.disk_usage(existing).free + taken
 
 
@@ -1007,6 +1009,8 @@ def main(flags=None, make_envs=make_envs, make_agent=Agent):
     args = tyro.cli(Args, args=flags)
     if args.resume:
         saved = load_checkpoint(args.resume)["about"]["args"]
+        for name, value in saved.items():
+            saved[name] = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
         if saved.keys() != vars(args).keys():
             fail(f"{args.resume} is a run of another version of {Path(__file__).name}")
         args = tyro.cli(Args, args=flags, default=Args(**saved))

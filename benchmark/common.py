@@ -133,8 +133,8 @@ def suite_program(about):
 
 def split_name(text):
     """("METHOD", folder) from "METHOD=FOLDER", ("", folder) from "FOLDER"."""
-    name, _, folder = str(text).rpartition("=")
-    if Path(text).exists():  # a folder with = in its name
+    name, equals, folder = str(text).partition("=")
+    if not equals or "/" in name or Path(text).exists():  # a folder, perhaps with = in its name
         return "", Path(text)
     return name, Path(folder)
 

@@ -292,6 +292,22 @@ def envpool():
     load("mdpo").import_envpool()
 
 
+# Tests of all scripts that are fast for some of them only: {test: the scripts for which it is slow}.
+SLOW = {
+    "test_interrupted_and_resumed_equals_uninterrupted": ("drqv2_pieg", "drq_sam_reset"),
+    "test_an_error_in_a_program_of_its_own": ("drqv2_pieg", "drq_sam_reset", "ppo_netrand", "sac_sam_reset"),
+    "test_captured_training_is_eager_training": ("drqv2_pieg", "drq_sam_reset"),
+    "test_a_captured_run_resumes_exactly": ("drqv2_pieg", "drq_sam_reset"),
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        name, _, script = item.name.partition("[")
+        if script.rstrip("]") in SLOW.get(name, ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(params=SCRIPTS)
 def script(request):
     """Each script in turn, as a module."""

@@ -219,6 +219,7 @@ def test_synthetic_images_are_a_seeds_own():
     assert torch.equal(one.test_images, adaptation.synthetic(20, 200).test_images)  # whatever is learned from
 
 
+@pytest.mark.slow
 def test_more_synthetic_images_teach_more():
     """From 100 images about a third of new ones, from 1,000 about two thirds; chance is a tenth."""
     data = adaptation.synthetic(1_000, 500)
@@ -292,6 +293,7 @@ def test_finished_runs_are_not_made_again(tmp_path, monkeypatch, capsys):
     assert "2 runs, 0 made before" in said and said.count("| base | 1 |") == 2
 
 
+@pytest.mark.slow
 def test_a_rows_command_makes_that_run_again(tmp_path, monkeypatch):
     out, again = tmp_path / "out.csv", tmp_path / "again.csv"
     run(adaptation, monkeypatch, *TINY, "--out", out, "--methods", "base", "sam+reset", "--strides", "3", "1", "1")

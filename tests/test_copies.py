@@ -228,7 +228,7 @@ LEFT, RIGHT = 1, 2
 
 
 # ---- 6. Losses, targets, replay ----
-class Replay:
+class Captured:
     size = 1
 
 
@@ -267,7 +267,7 @@ ALLOWED = {
 }
 REFUSED = {
     "function": (["return None", "return 1"], "save differs in mdpo.py and ppo_netrand.py"),
-    "class": (["size = 1", "size = 2"], "Replay differs"),
+    "class": (["size = 1", "size = 2"], "Captured differs"),
     "constant": (["0.1", "0.2"], "RATE differs"),
     "decorator": (["@torch.no_grad()\n", ""], "noise_of differs"),
     "comment behind": (["sampled", "drawn"], "noise_of differs"),

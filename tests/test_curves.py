@@ -73,11 +73,17 @@ def test_a_row_a_number_with_the_run_it_came_from(folders, monkeypatch, capsys):
 def test_a_run_counts_with_its_latest_arguments(tmp_path, monkeypatch):
     """They are in args.json; the command is still the first one, with what was changed behind it."""
     command = ["algos/mdpo.py", "--total-timesteps", "100", "--num-agents", "1"]
-    args = {"env_id": "maze", "distribution_mode": "hard", "num_levels": 500, "num_agents": 1, "total_timesteps": 300}
-    make_run(tmp_path / "a", command, args, returns=[1], sessions=[{}, {"total_timesteps": 300}])
+    args = {"env_id": "maze", "distribution_mode": "hard", "num_levels": -1, "num_agents": 1, "total_timesteps": 300}
+    make_run(
+        tmp_path / "a",
+        command,
+        args,
+        returns=[1],
+        sessions=[{"resume": "/x"}, {"resume": "/x", "total_timesteps": 300}],
+    )
     run(collect, monkeypatch, tmp_path / "a", "--out", tmp_path / "out.csv")
     (row,) = csv.DictReader((tmp_path / "out.csv").open())
-    assert row["command"] == f"python {' '.join(command)} (resumed with total_timesteps 300)"
+    assert row["command"] == f"python {' '.join(command)} (resumed with --total-timesteps 300)"
     assert (row["script"], row["changed"]) == ("mdpo", '{"num_agents": 1}')
 
 

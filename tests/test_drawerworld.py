@@ -352,9 +352,9 @@ def test_a_texture_that_is_no_picture_is_named(blanket, monkeypatch, capsys):
     [
         ("drawerworld", "pip", 2, False),
         ("drawerworld", "nothing", 0, False),
-        ("test", "pip", 0, True),
-        ("test", "pytest", 2, False),
-        ("test", "nothing", 0, False),
+        ("test-all", "pip", 0, True),
+        ("test-all", "pytest", 2, False),
+        ("test-all", "nothing", 0, False),
     ],
 )
 def test_make_test_stops_where_anything_fails_but_getting_meta_world(target, broken, code, warned, tmp_path):

@@ -117,6 +117,7 @@ for name in SCRIPTS:
 """
 
 
+@pytest.mark.slow
 def test_the_scripts_train_without_linux(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
     command = [sys.executable, "-c", MAC, str(tmp_path)]

@@ -17,7 +17,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ALL_PAGES = [*PAGES, *sorted((ROOT / "benchmark").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 FIVE = ["mdpo", "ppo_netrand", "drq_sam_reset", "sac_sam_reset", "drqv2_pieg"]
-SUITES = {"benchmark/suites/manipulation.py": "reach-duplo", "benchmark/suites/drawerworld.py": "drawer-close"}
+SUITES = ("benchmark/suites/manipulation.py", "benchmark/suites/drawerworld.py")
 
 
 def blocks_of(page):
@@ -128,14 +128,15 @@ def run_python(path, argv, monkeypatch):
 
 def make_run(path, argv, checkout, monkeypatch):
     """A finished run of the script that the command is about. -> its folder."""
-    script = script_of(path, argv)
-    if path in SUITES:
-        found, program, flags = f"runs/{SUITES[path]}__*", path, [script, *short_form(path, [script])]
-    else:
-        found, program, flags = f"runs/*__{script}__*", f"algos/{script}.py", flags_of_row(script)
-    if not list(checkout.glob(found)):
-        run_python(checkout / program, flags, monkeypatch)
-    return str(min(checkout.glob(found)).relative_to(checkout))
+    script, program = script_of(path, argv), path
+    name = f"row_of_{Path(path).stem}"
+    flags = [script, *short_form(path, [script])]
+    if path not in SUITES:
+        name, program, flags = f"row_of_{script}", f"algos/{script}.py", flags_of_row(script)
+    if not list(checkout.glob(f"runs/*__{name}__*")):
+        run_python(checkout / program, [*flags, "--exp-name", name], monkeypatch)
+    (folder,) = checkout.glob(f"runs/*__{name}__*")
+    return str(folder.relative_to(checkout))
 
 
 def script_of(path, argv):

@@ -152,6 +152,7 @@ def test_a_scripts_own_error_is_shown(tmp_path):
     assert "pong: no such game" in done.stderr and "error: mdpo.py ended with code 2" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_changed_copy_beside_a_reference(tmp_path):
     assert_timed(changed_copy("mdpo", tmp_path / "mine.py"), "mdpo", tmp_path)
 

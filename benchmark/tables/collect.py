@@ -75,7 +75,7 @@ def rows_of(method, folder, args):
     about = common.read_about(folder)
     try:
         with open(folder / "metrics.csv") as file:
-            metrics = [row for row in csv.DictReader(file) if row["key"] in args.keys]
+            metrics = list(csv.DictReader(file))
     except OSError as error:
         common.fail(f"{folder} is no folder of a run: metrics.csv: {error.strerror}")
     run = {
@@ -90,19 +90,19 @@ def rows_of(method, folder, args):
         "packages": packages_of(about),
         "hardware": hardware_of(about),
     }
-    return [run | row | source for row in metrics]
+    return [run | row | source for row in metrics if row["key"] in args.keys]
 
 
 def command_of(about):
-    """The run's first command, without folders of the machine that it ran on, and what was changed at a resume."""
+    """The first command, without folders of the machine that it ran on, and the steps where a resume changed them."""
     program, *flags = common.without_runs_dir(about["command"])
     parts = Path(program).parts
     while len(parts) > 1 and parts[0] not in ("algos", "benchmark"):
         parts = parts[1:]
     command = shlex.join(["python", "/".join(parts), *flags])
     for session in about.get("sessions", [])[1:]:
-        for name, value in session["changed"].items():
-            command += f" (resumed with {name} {value})"
+        if "total_timesteps" in session["changed"]:
+            command += f" (resumed with --total-timesteps {session['changed']['total_timesteps']})"
     return command
 
 

@@ -188,6 +188,9 @@ def as_text(changed):
 
 
 # ---- A run's arguments beside its script's ----
+LEVELS = {"easy": 200, "hard": 500}  # training levels of Procgen's modes, which the scripts call -1
+
+
 @cache
 def module(script):
     """One of SCRIPTS as it is in algos/, whose defaults are the paper's."""
@@ -198,10 +201,12 @@ def changes(script, args):
     """(what differs from the script's defaults and decides what is learned, steps of a run by default).
 
     A default may follow from the task or from other arguments; the script's `check` puts it in. Pictures to overlay
-    are equal wherever they lie, but are not the made-up textures.
+    are equal wherever they lie, but are not the made-up textures. --num-levels 500 is hard mode's default.
     """
     own = {field.name: field.default for field in dataclasses.fields(args)}
     settings = {name: value for name, value in vars(args).items() if name not in NEUTRAL}
+    if "num_levels" in settings and settings["num_levels"] == LEVELS[settings["distribution_mode"]]:
+        settings["num_levels"] = own["num_levels"]
     pictures = settings.get("overlay_dir", "textures") != "textures"
     if pictures:
         settings["overlay_dir"] = "textures"  # which are there on each machine

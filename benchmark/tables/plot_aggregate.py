@@ -112,7 +112,9 @@ def steps_text(steps):
 def matrix(suite, scores, tasks):
     """{task: returns of its runs} -> normalised [runs, tasks], with as many runs as the task with the fewest has."""
     runs = min(len(scores[task]) for task in tasks)
-    columns = [normalised(suite, task, np.asarray(scores[task][:runs], float)) for task in tasks]
+    columns = []
+    for task in tasks:
+        columns.append(normalised(suite, task, np.asarray(scores[task][:runs], float)))
     return np.stack(columns, axis=1)
 
 
@@ -192,8 +194,8 @@ def table_of(suite, mine, tasks, key, reps, seed):
             values, (lows, highs) = with_intervals(scores.matrix, best(suite), reps, seed)
             runs = len(scores.matrix) if whose != "published tasks" else ""
             for metric, *numbers in zip(METRICS, values, lows, highs, strict=True):
-                numbers = [f"{number:.4g}" if np.isfinite(number) else "" for number in numbers]
-                lines.append([suite, method, whose, metric, *numbers, runs, len(tasks), scores.steps, ""])
+                texts = [f"{number:.4g}".replace("nan", "") for number in numbers]
+                lines.append([suite, method, whose, metric, *texts, runs, len(tasks), scores.steps, ""])
     if tasks == tasks_of(suite) and key == "eval/test_return":
         lines += printed(suite, len(tasks))
     return pd.DataFrame(lines, columns=FIELDS)

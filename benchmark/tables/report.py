@@ -94,8 +94,10 @@ def paragraphs(*parts):
 
 
 def table(header, lines):
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+    text = []
+    for row in (header, ["---"] * len(header), *lines):
+        text.append(f"| {' | '.join(map(str, row))} |")
+    return "\n".join(text)
 
 
 def folded(title, text):
@@ -211,7 +213,10 @@ def plot_aggregates(folder, ours, suite, key):
 
 
 def plot_runs(folder, file, runs):
-    floor = next((floor for floor in FLOORS if floor in set(runs["method"])), None)
+    floor = None
+    for name in FLOORS:
+        if name in set(runs["method"]):
+            floor = name
     save(plot_curves.draw_all(runs, floor, plot_curves.published()), folder / f"{file}.svg")
 
 
@@ -288,8 +293,8 @@ def facts(rows, script):
     known = {
         "total_steps_per_agent": args["total_timesteps"],
         "total_timesteps_per_worker": args["total_timesteps"],
-        "train_levels": args["num_levels"],
-        "training_levels": args["num_levels"],
+        "train_levels": papers.LEVELS[args["distribution_mode"]],
+        "training_levels": papers.LEVELS[args["distribution_mode"]],
         "beta_fm_coefficient": args.get("fm_coef"),
         "clean_probability": args.get("clean_prob"),
     }
@@ -433,8 +438,12 @@ def games_table(ours, file):
         for name in names:
             line.append(cell("lost", ours.task(file, name, TEST, row.game, digits=1)))
         lines.append(line)
-    header = ["game", "random", "human", *(f"{method}, 100 runs" for method in methods)]
-    return table([*header, *(f"{name}, Lee et al." for name in names)], lines)
+    header = ["game", "random", "human"]
+    for method in methods:
+        header.append(f"{method}, 100 runs")
+    for name in names:
+        header.append(f"{name}, Lee et al.")
+    return table(header, lines)
 
 
 DMC_COLUMNS = {
