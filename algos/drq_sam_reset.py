@@ -990,8 +990,6 @@ def main(flags=None, make_envs=make_envs, make_agent=Agent):
     args = tyro.cli(Args, args=flags)
     if args.resume:
         saved = load_checkpoint(args.resume)["about"]["args"]
-        for name, value in saved.items():
-            saved[name] = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
         if saved.keys() != vars(args).keys():
             fail(f"{args.resume} is a run of another version of {Path(__file__).name}")
         args = tyro.cli(Args, args=flags, default=Args(**saved))

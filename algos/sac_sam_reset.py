@@ -486,7 +486,7 @@ class Replay:
         for name, values in self.rows.items():
             rows[name] = values[places].cpu()
         if not np.isfinite(rows["rewards"]).all():
-            sys.exit(f"error: a reward is not finite; {self.path} is as it was")
+            sys.exit(f"error: a reward is not finite at step {self.size} or before; {self.path} is as it was")
         self.path.touch()
         with open(self.path, "r+b") as file:
             # The row that was under way at the last save is always in the file: its checkpoint needs it.
@@ -1009,8 +1009,6 @@ def main(flags=None, make_envs=make_envs, make_agent=Agent):
     args = tyro.cli(Args, args=flags)
     if args.resume:
         saved = load_checkpoint(args.resume)["about"]["args"]
-        for name, value in saved.items():
-            saved[name] = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
         if saved.keys() != vars(args).keys():
             fail(f"{args.resume} is a run of another version of {Path(__file__).name}")
         args = tyro.cli(Args, args=flags, default=Args(**saved))

@@ -564,7 +564,7 @@ def test_not_finite_is_not_saved_by_a_signal_either(script, tmp_path, monkeypatc
         line = poisoned_run(script, args, kind, number)
     else:
         line = poisoned_run(script, args, kind, number, lambda: send(signal.SIGTERM))
-    assert "finite" in line and "\n" not in line
+    assert "finite" in line and "at step" in line and "\n" not in line
     assert_half_and_finite(script, args, folder_in(tmp_path))
 
 
