@@ -29,7 +29,6 @@ import io
 import json
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -91,7 +90,7 @@ class Args:
     eval_every: int = 163_840  # steps between evaluations (0: never)
     eval_episodes: int = 128  # episodes per evaluation, agent and set of levels
     final_eval_episodes: int = 128  # the same for the last evaluation
-    eval_seed: int = 42  # draws the evaluated levels. Reference code: main.py:115
+    eval_seed: int = 42  # draws the evaluated levels
 
     # The run.
     seed: int = 1  # same seed, machine, packages and number of threads: same weights, bit for bit
@@ -501,7 +500,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
                     rollout[key][:, t] = torch.as_tensor(value)
                 for n, episode_return, length in info["episodes"]:
                     finished[n // args.num_envs].append((episode_return, length))
-                run.tick(args.num_envs / 2)
+                run.tick(args.num_envs / 2)  # the bar counts playing and learning as half of a step
 
             # Learn from them.
             with torch.no_grad():
@@ -631,9 +630,13 @@ class Run:
                 load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
                 load(self.state[name])
             before, now = self.about["sessions"][-2:]
-            same = all(before[key] == now[key] for key in ("hardware", "python", "packages"))
-            how = "bit for bit" if self.exact and same else "continued, in fresh environments"
-            print(f"step {self.step}: {how}", flush=True)
+            other = [key for key in ("hardware", "python", "packages") if before[key] != now[key]]
+            copy = self.folder / Path(__file__).name
+            if not copy.is_file() or copy.read_bytes() != Path(__file__).read_bytes():
+                other.append("script")
+            how = "bit for bit" if self.exact and not other else "continued, in fresh environments"
+            changed = f" (changed: {', '.join(other)})" if other else ""
+            print(f"step {self.step}: {how}{changed}", flush=True)
 
     def __enter__(self):
         """Opens the files. From here on, a signal ends the run at its next tick, with a checkpoint."""
@@ -648,7 +651,7 @@ class Run:
             self.metrics.truncate(self.state["metrics_bytes"])
         else:
             self.metrics.write("step,key,value\n")
-            shutil.copy(__file__, self.folder)
+        write_whole(self.folder / Path(__file__).name, Path(__file__).read_bytes())
         write_whole(self.folder / "args.json", json.dumps(self.about, indent=1).encode())
         self.state = None  # it holds all weights once more
         if self.args.track:
@@ -658,6 +661,7 @@ class Run:
             about.update(id=self.folder.name, name=self.folder.name, config=asdict(self.args))
             self.wandb = wandb.init(**about, resume="allow", sync_tensorboard=True)
         self.events = SummaryWriter(str(self.folder), purge_step=self.step + 1)
+        print(self.folder, flush=True)
         self.saved_at = time.monotonic()
         self.bar = tqdm(initial=self.step, total=self.args.total_timesteps, unit_scale=True, disable=None)
         if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses
@@ -694,14 +698,13 @@ class Run:
                 self.fail(f"{key} is {value}")
             self.metrics.write(f"{self.step},{key},{value}\n")
             self.events.add_scalar(key, value, self.step)
-        if "charts/episodic_return" in values:
-            text = f"return {values['charts/episodic_return']:.2f}"
-            self.bar.set_postfix_str(text, refresh=False)
+        for key in values.keys() & {"charts/episodic_return", "eval/test_return"}:
+            self.bar.set_postfix_str(f"{key} {values[key]:.2f}", refresh=False)
             if self.bar.disable:  # tqdm is silent where there is no terminal
-                print(f"step {self.step} of {self.args.total_timesteps}: {text}", flush=True)
+                print(f"step {self.step} of {self.args.total_timesteps}: {self.bar.postfix}", flush=True)
 
     def fail(self, what):
-        sys.exit(f"error: {what} at step {self.step}; {self.folder}/checkpoint.pt is from before it")
+        sys.exit(f"error: {what} at step {self.step}; what was saved in {self.folder} is from before")
 
     def passed(self, every, last):
         """Whether a multiple of `every` (0: never) was passed since the step `last`."""
@@ -802,7 +805,7 @@ def set_up_torch(args):
     return args, device
 
 
-# Arguments that a resumed run may change begin with these: nothing that is learned depends on them.
+# Arguments that a resumed run may change begin with these. More steps stretch --anneal-lr.
 MAY_CHANGE = ("resume", "total_timesteps", "eval_", "final_eval_", "save_", "runs_dir", "cuda", "track", "wandb_")
 POSITIVE = ("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs")
 POSITIVE += ("eval_episodes", "final_eval_episodes")

@@ -269,9 +269,12 @@ def test_args_json_has_each_start_of_a_run(one_of_each, tmp_path):
     ("change", "said"),
     [
         (lambda about: None, "bit for bit"),
-        (lambda about: about["hardware"].update(torch_threads=99), "continued, in fresh environments"),
-        (lambda about: about["packages"].update(torch="1.0"), "continued, in fresh environments"),
-        (lambda about: about.update(python="3.0"), "continued, in fresh environments"),
+        (
+            lambda about: about["hardware"].update(torch_threads=99),
+            "continued, in fresh environments (changed: hardware)",
+        ),
+        (lambda about: about["packages"].update(torch="1.0"), "continued, in fresh environments (changed: packages)"),
+        (lambda about: about.update(python="3.0"), "continued, in fresh environments (changed: python)"),
     ],
 )
 def test_bit_for_bit_is_said_where_it_is_true(one_of_each, tmp_path, capsys, change, said):
@@ -285,6 +288,19 @@ def test_bit_for_bit_is_said_where_it_is_true(one_of_each, tmp_path, capsys, cha
     capsys.readouterr()
     go(script, replace(args, resume=str(folder), eval_every=0))
     assert f"step {args.exact_every}: {said}" in capsys.readouterr().out
+
+
+def test_a_script_that_was_changed_is_not_bit_for_bit(one_of_each, tmp_path, capsys):
+    """The folder has the script that trained last, and a resume with another one says so."""
+    script, args = one_of_each, tiny_args(one_of_each.__name__, tmp_path)
+    go(script, replace(args, total_timesteps=args.exact_every, eval_every=0))
+    folder = folder_in(tmp_path)
+    copy = folder / f"{script.__name__}.py"
+    copy.write_text("# another text\n")
+    capsys.readouterr()
+    go(script, replace(args, resume=str(folder), eval_every=0))
+    assert "continued, in fresh environments (changed: script)" in capsys.readouterr().out
+    assert copy.read_bytes() == Path(script.__file__).read_bytes()
 
 
 def test_a_second_process_on_a_run_is_refused(one_of_each, tmp_path, capsys):

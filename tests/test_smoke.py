@@ -132,7 +132,8 @@ def test_progress(script, terminal, tmp_path, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert ("\r" in err) == ("%|" in err) == terminal
     assert "\r" not in out
-    assert (re.search(r"step \d+ of \d+: return \d", out) is not None) != terminal
+    assert (re.search(r"step \d+ of \d+: charts/episodic_return \d", out) is not None) != terminal
+    assert str(next(tmp_path.iterdir())) in out
 
 
 def test_finished_episodes_are_logged(script, tmp_path):
