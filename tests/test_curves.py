@@ -225,6 +225,11 @@ def test_published_levels_are_drawn_where_they_fit_and_named_where_not():
     lines = plot_curves.PANELS["evaluations"]
     levels = plot_curves.levels_of(data, lines, plot_curves.published(("atari100k_other_baselines",)))
     assert levels["SPR, test, 100,000 agent steps"] == 3681.61 and len(levels) == 4
+    easy = data.assign(suite="procgen-easy", task="bossfight")
+    keys = {"eval/test_return": "o-", "eval/train_return": "s--"}
+    levels_of_ppo = plot_curves.levels_of(easy, keys, plot_curves.published(("procgen_ppo_openai",)))
+    assert sum("all levels), train" in label for label in levels_of_ppo) == 1
+    assert sum("200 levels), train" in label for label in levels_of_ppo) == 1
     assert plot_curves.levels_of(data, lines, plot_curves.published(("none",))) == {}
     figure, axis = plt.subplots()
     plot_curves.draw(axis, data, lines, {"A": "red"}, None, levels)

@@ -105,7 +105,8 @@ def levels_of(rows, keys, printed):
         if row.key in keys:
             steps = re.match(r"(\d+)(?: env)?(.*)", row.steps_or_frames)
             after = f", {int(steps[1]):,}{steps[2] or ' steps'}" if steps else ""
-            levels[f"{row.method}, {KEYS[row.key]}{after}"] = float(row.value)
+            trained = f" ({row.name})" if row.name.endswith("levels") else ""  # PPO on 200 or on all of them
+            levels[f"{row.method}{trained}, {KEYS[row.key]}{after}"] = float(row.value)
     return levels
 
 
