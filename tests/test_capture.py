@@ -33,7 +33,7 @@ class StandIn(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         args, kwargs = memory_of(args), memory_of(kwargs or {})
-        # Easy to miss: the schema of batch normalisation does not say that it moves running statistics.
+        # Careful: the schema of batch normalisation does not say that it moves running statistics.
         if func._schema.is_mutable or "batch_norm" in func.__name__:
             values = [value for value in tree_leaves(args) if isinstance(value, torch.Tensor)]
             self.before.extend((value, value.clone()) for value in values)
