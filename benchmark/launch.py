@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import cloudpickle
 import common
 import submitit
 import tyro
@@ -303,6 +304,7 @@ class Slurm:
         self.names = {run.name for run in runs}
         self.threads = {"OMP_NUM_THREADS": str(args.cpus_per_run)}
         try:
+            cloudpickle.register_pickle_by_value(common)  # a job finds no file of ours to import
             self.executor = submitit.SlurmExecutor(Path(runs[0].home, ".launch", "slurm"), max_num_timeout=1000)
         except RuntimeError:
             fail("--backend slurm: there is no srun here")
