@@ -643,10 +643,14 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=bool(self.args.resume))
             self.metrics = open(self.folder / "metrics.csv", "a", buffering=1)
-            fcntl.flock(self.metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            why = "another process is running it" if isinstance(error, BlockingIOError) else error.strerror
-            fail(f"{self.folder} cannot be written: {why}")
+            fail(f"{self.folder} cannot be written: {error.strerror}")
+        try:
+            fcntl.flock(self.metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fail(f"{self.folder} cannot be written: another process is running it")
+        except OSError as error:
+            print(f"warning: a second process on this run would not be noticed: {error.strerror}", flush=True)
         if self.args.resume:  # what was logged after the checkpoint is done again
             self.metrics.truncate(self.state["metrics_bytes"])
         else:

@@ -215,10 +215,9 @@ def start(run, environment):
     with open(run.log, "ab") as log:
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None
-        except OSError:
-            pass  # a file system without locks
+        except OSError as error:  # some file systems have no locks, which is no reason to stop
+            if isinstance(error, BlockingIOError):
+                return None
         folder = run.folder()
         words = [*run.command, "--resume", str(folder)] if folder else run.words()
         command = [sys.executable, *words]

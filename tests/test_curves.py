@@ -90,7 +90,7 @@ def test_a_run_counts_with_its_latest_arguments(tmp_path, monkeypatch):
 def test_a_run_of_a_changed_copy_is_collected_and_drawn_like_any_other(tmp_path, monkeypatch):
     """Whatever its file is called: its method is its --exp-name, its suite follows from its arguments."""
     args = {"env_id": "maze", "distribution_mode": "hard", "num_levels": 500, "new_flag": 3}
-    make_run(tmp_path / "a", ["/home/me/mine.py"], args | {"exp_name": "idea"}, script="mine", returns=[1, 2])
+    make_run(tmp_path / "a", ["elsewhere/mine.py"], args | {"exp_name": "idea"}, script="mine", returns=[1, 2])
     run(collect, monkeypatch, tmp_path, "--out", tmp_path / "out.csv")
     rows = list(csv.DictReader((tmp_path / "out.csv").open()))
     names = ("method", "suite", "task", "script", "changed", "command")

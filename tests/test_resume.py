@@ -322,6 +322,17 @@ def test_a_second_process_on_a_run_is_refused(one_of_each, tmp_path, capsys):
     assert state_of(folder_in(tmp_path))["step"] == args.total_timesteps
 
 
+def test_a_file_system_without_locks_is_no_error(one_of_each, tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(one_of_each.fcntl, "flock", no_locks)
+    args = tiny_args(one_of_each.__name__, tmp_path, eval_every=0)
+    go(one_of_each, args)
+    assert "would not be noticed: No locks available" in capsys.readouterr().out
+    assert state_of(folder_in(tmp_path))["step"] == args.total_timesteps
+
+
 def test_train_works_twice_and_in_a_thread(one_of_each, tmp_path):
     """As a library: signals are handled as before when it returns, or when it fails."""
     script, args = one_of_each, tiny_args(one_of_each.__name__, tmp_path / "0", eval_every=0)
