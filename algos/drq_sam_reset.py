@@ -25,8 +25,8 @@ their own seeds; evaluations during the run; environments start afresh every --e
 # ---- 1. Imports ----
 import copy
 import ctypes
-import difflib
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -56,6 +56,7 @@ import torch
 import torch.nn as nn
 import tyro
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import default_collate
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -529,14 +530,6 @@ def update(agent, target, optimizer, replay, draws, args):
     return parts
 
 
-def stacked(rows):
-    """A list of {name: tensor} -> {name: tensor [len(rows), ...]}."""
-    stacks = {}
-    for name in rows[0]:
-        stacks[name] = torch.stack([row[name] for row in rows])
-    return stacks
-
-
 class Captured:
     """A function of tensors -> {name: tensor}. If `on`: three plain calls, then one CUDA graph."""
 
@@ -664,7 +657,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
                 run.log({"charts/reward": sum(rewards) / len(rewards)})
                 run.log({"charts/SPS": len(rewards) / seconds, "charts/frames": 4 * run.step})
                 if losses:
-                    for key, value in stacked(losses).items():
+                    for key, value in default_collate(losses).items():
                         run.log({f"losses/{key}": value.mean().item()})
                 rewards, losses, seconds = [], [], 0.0
             run.tick(1)
@@ -731,15 +724,13 @@ class Run:
         self.state = {"step": 0, "evaluated": 0, "exact_step": 0, "exact": True, "metrics_bytes": 0}
         if args.resume:
             self.state = load_checkpoint(self.folder)
-            saved, session = self.state["about"], self.about["sessions"][0]
-            for name, value in self.about["args"].items():
-                before = saved["args"][name]
-                if value != before:
-                    session["changed"][name] = value
+            before, now = self.state["about"], self.about
+            for name, value in now["args"].items():
+                if value != before["args"][name]:
+                    now["sessions"][0]["changed"][name] = value
                     if not name.startswith(MAY_CHANGE):
-                        fail(f"--{name.replace('_', '-')} is {before} in that run and stays so")
-            sessions = [*saved["sessions"], session]
-            self.about = {**saved, "args": self.about["args"], "sessions": sessions}
+                        fail(f"--{name.replace('_', '-')} is {before['args'][name]} in that run and stays so")
+            self.about = {**before, "args": now["args"], "sessions": before["sessions"] + now["sessions"]}
         self.step = self.state["step"]  # steps of each agent
         self.evaluated = self.state["evaluated"]  # step of the last evaluation
         self.exact_step = self.state["exact_step"]  # step at which environments started afresh
@@ -755,10 +746,7 @@ class Run:
                 load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
                 load(self.state[name])
             before, now = self.about["sessions"][-2:]
-            other = [key for key in ("hardware", "python", "packages") if before[key] != now[key]]
-            copy = self.folder / Path(__file__).name
-            if not copy.is_file() or copy.read_bytes() != Path(__file__).read_bytes():
-                other.append("script")
+            other = [key for key in ("hardware", "python", "packages", "script") if before[key] != now[key]]
             how = "bit for bit" if self.exact and not other else "continued, in fresh environments"
             changed = f" (changed: {', '.join(other)})" if other else ""
             print(f"step {self.step}: {how}{changed}", flush=True)
@@ -827,10 +815,9 @@ class Run:
                 self.fail(f"{key} is {value}")
             self.metrics.write(f"{self.step},{key},{value}\n")
             self.events.add_scalar(key, value, self.step)
-        for key in values.keys() & {"charts/episodic_return", "eval/test_return"}:
-            self.bar.set_postfix_str(f"{key} {values[key]:.2f}", refresh=False)
-            if self.bar.disable:  # tqdm is silent where there is no terminal
-                print(f"step {self.step} of {self.args.total_timesteps}: {self.bar.postfix}", flush=True)
+            if key in ("charts/episodic_return", "eval/test_return"):
+                self.bar.clear()
+                print(f"step {self.step}: {key} {value:.2f}", flush=True)
 
     def fail(self, what):
         sys.exit(f"error: {what} at step {self.step}; what was saved in {self.folder} is from before")
@@ -905,14 +892,14 @@ def load_agents(args, state, make_envs=make_envs, make_agent=Agent):
 
 def describe(args):
     """What args.json says: all that it takes to make the run again, with a session for each start."""
-    folder = Path(__file__).resolve().parent
-    git = f"git -C '{folder}' describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null"
+    script = Path(__file__).resolve()
+    git = f"git -C '{script.parent}' describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null"
     cpu = "{ lscpu | sed -n 's/^Model name: *//p' | grep . || sysctl -n machdep.cpu.brand_string; } 2>/dev/null"
-    hardware = {"gpu": None, "cpu": subprocess.getoutput(cpu), "cores": os.cpu_count()}
+    gpu = torch.cuda.get_device_name() if args.cuda and torch.cuda.is_available() else None
+    hardware = {"gpu": gpu, "cpu": subprocess.getoutput(cpu), "cores": os.cpu_count()}
     hardware["torch_threads"] = torch.get_num_threads()
-    if args.cuda and torch.cuda.is_available():
-        hardware["gpu"] = torch.cuda.get_device_name()
     about = {"command": sys.argv, "commit": subprocess.getoutput(git), "hardware": hardware}
+    about["script"] = hashlib.sha256(script.read_bytes()).hexdigest()
     about["python"] = platform.python_version()
     about["packages"] = {package.name: package.version for package in distributions()}
     session = {**about, "changed": {}}  # changed: the arguments that a resume changed
@@ -953,8 +940,7 @@ def check(args):
     games = {game.lower(): game for game in GAMES}
     game = args.env_id.lower().removesuffix("-v5").replace("_", "")
     if game not in games:
-        nearest = games[difflib.get_close_matches(game, games, n=1, cutoff=0)[0]]
-        fail(f"--env-id {args.env_id}: no such game, {nearest} is nearest of {' '.join(GAMES)}")
+        fail(f"--env-id {args.env_id}: no such game; there are {' '.join(GAMES)}")
     if args.v_max < args.v_min + 1e-6:
         fail(f"--v-max {args.v_max}: has to be more than --v-min {args.v_min}")
     if args.learning_starts <= args.n_step:
@@ -963,9 +949,9 @@ def check(args):
         episodes = getattr(args, name)
         if episodes % min(args.eval_envs, episodes):
             fail(f"--{name.replace('_', '-')} {episodes}: not a multiple of --eval-envs {args.eval_envs}")
-    size, room = 84 * 84 * args.total_timesteps, room_on_disk(Path(args.resume or args.runs_dir))
-    if size > room:
-        fail(f"--total-timesteps: {size >> 20} MB of replay do not fit into {room >> 20} MB of disk")
+    size, folder = 84 * 84 * args.total_timesteps, args.runs_dir if Path(args.runs_dir).exists() else "."
+    if size > shutil.disk_usage(folder).free and not args.resume:
+        fail(f"--total-timesteps: {size >> 20} MB of replay do not fit on the disk")
     if "/" in args.exp_name:
         fail(f"--exp-name {args.exp_name}: is part of a folder's name and cannot contain a slash")
     if args.cuda_required and not torch.cuda.is_available():
@@ -973,18 +959,6 @@ def check(args):
     if args.track and find_spec("wandb") is None:
         fail("--track: pip install wandb")
     return replace(args, env_id=games[game])
-
-
-def room_on_disk(folder):
-    """Bytes that replay.bin can take in this folder: what is free, and what it takes already."""
-    own = folder / "replay.bin"
-    taken = own.stat().st_size if own.exists() else 0
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        fail(f"{folder} cannot be written")
-    return shutil.disk_usage(existing).free + taken
 
 
 def fail(message):

@@ -22,9 +22,8 @@ afresh every --exact-every steps; evaluation plays one episode per environment, 
 
 # ---- 1. Imports ----
 import ctypes
-import difflib
 import fcntl
-import importlib.util
+import hashlib
 import io
 import json
 import os
@@ -38,6 +37,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
 from importlib.metadata import distributions
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -52,6 +52,7 @@ import torch
 import torch.nn as nn
 import tyro
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import default_collate
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -161,25 +162,19 @@ class SameStepReset:
 
 
 def import_envpool():
-    """EnvPool, after the Qt libraries that its Procgen draws with: the PyQt5-Qt5 package's or the system's.
-
-    On macOS it asks for Homebrew's files, or for those in DYLD_FRAMEWORK_PATH, set before Python starts.
-    """
-    package = importlib.util.find_spec("PyQt5")
-    folder = Path(package.submodule_search_locations[0]) / "Qt5" / "lib" if package else Path("PyQt5-Qt5")
-    libraries = ["libQt5Core.so.5", "libQt5Gui.so.5"]
-    cure = "pip install PyQt5-Qt5 (on aarch64: apt-get install libqt5gui5)"
-    if sys.platform == "darwin":
+    """EnvPool, after the Qt libraries that its Procgen draws with: the PyQt5-Qt5 package's or the system's."""
+    package = find_spec("PyQt5")
+    folder = package.submodule_search_locations[0] if package else ""
+    libraries = ("libQt5Core.so.5", "libQt5Gui.so.5")
+    cure = "pip install PyQt5-Qt5; apt-get install libgl1 libglib2.0-0, on aarch64 libqt5gui5 too"
+    if sys.platform == "darwin":  # where EnvPool looks; what is in DYLD_FRAMEWORK_PATH comes first
         brew = "/opt/homebrew/opt/qt@5/lib"
         libraries = [f"{brew}/{name}.framework/Versions/5/{name}" for name in ("QtCore", "QtGui")]
-        if folder.exists():
-            cure = f"export DYLD_FRAMEWORK_PATH={folder} (or: brew install qt@5)"
-    elif (folder / libraries[0]).exists():
-        libraries = [str(folder / name) for name in libraries]
-        cure = "apt-get install libgl1 libglib2.0-0"
+        cure = f"brew install qt@5, or export DYLD_FRAMEWORK_PATH={folder}/Qt5/lib"
     try:
         for library in libraries:
-            ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+            packaged = Path(folder, "Qt5/lib", library)
+            ctypes.CDLL(str(packaged) if packaged.exists() else library, mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
         fail(f"Procgen needs a library that is missing ({error}); try: {cure}")
     import envpool
@@ -391,15 +386,7 @@ def update(agents, optimizer, batches, args):
     for agent, totals in zip(agents, per_agent, strict=True):  # Reference code: trainer.py:84-85
         totals["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
     optimizer.step()
-    return stacked(per_agent)
-
-
-def stacked(rows):
-    """A list of {name: tensor} -> {name: tensor [len(rows), ...]}."""
-    stacks = {}
-    for name in rows[0]:
-        stacks[name] = torch.stack([row[name] for row in rows])
-    return stacks
+    return default_collate(per_agent)
 
 
 class Captured:
@@ -524,7 +511,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
             run.log({"charts/SPS": args.num_agents * batch_size / (time.monotonic() - start)})
             run.log({"charts/frames": args.num_agents * run.step, "charts/learning_rate": rate.item()})
             run.log(per_agent("charts/reward", rewards.mean((1, 2)).tolist()))
-            for key, value in stacked(losses).items():
+            for key, value in default_collate(losses).items():
                 run.log(per_agent(f"losses/{key}", value.mean(0).tolist()))
             unexplained = (returns - values).flatten(1).var(1) / returns.flatten(1).var(1)
             run.log(per_agent("losses/explained_variance", (1 - unexplained.nan_to_num(1, 1)).tolist()))
@@ -606,15 +593,13 @@ class Run:
         self.state = {"step": 0, "evaluated": 0, "exact_step": 0, "exact": True, "metrics_bytes": 0}
         if args.resume:
             self.state = load_checkpoint(self.folder)
-            saved, session = self.state["about"], self.about["sessions"][0]
-            for name, value in self.about["args"].items():
-                before = saved["args"][name]
-                if value != before:
-                    session["changed"][name] = value
+            before, now = self.state["about"], self.about
+            for name, value in now["args"].items():
+                if value != before["args"][name]:
+                    now["sessions"][0]["changed"][name] = value
                     if not name.startswith(MAY_CHANGE):
-                        fail(f"--{name.replace('_', '-')} is {before} in that run and stays so")
-            sessions = [*saved["sessions"], session]
-            self.about = {**saved, "args": self.about["args"], "sessions": sessions}
+                        fail(f"--{name.replace('_', '-')} is {before['args'][name]} in that run and stays so")
+            self.about = {**before, "args": now["args"], "sessions": before["sessions"] + now["sessions"]}
         self.step = self.state["step"]  # steps of each agent
         self.evaluated = self.state["evaluated"]  # step of the last evaluation
         self.exact_step = self.state["exact_step"]  # step at which environments started afresh
@@ -630,10 +615,7 @@ class Run:
                 load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
                 load(self.state[name])
             before, now = self.about["sessions"][-2:]
-            other = [key for key in ("hardware", "python", "packages") if before[key] != now[key]]
-            copy = self.folder / Path(__file__).name
-            if not copy.is_file() or copy.read_bytes() != Path(__file__).read_bytes():
-                other.append("script")
+            other = [key for key in ("hardware", "python", "packages", "script") if before[key] != now[key]]
             how = "bit for bit" if self.exact and not other else "continued, in fresh environments"
             changed = f" (changed: {', '.join(other)})" if other else ""
             print(f"step {self.step}: {how}{changed}", flush=True)
@@ -702,10 +684,9 @@ class Run:
                 self.fail(f"{key} is {value}")
             self.metrics.write(f"{self.step},{key},{value}\n")
             self.events.add_scalar(key, value, self.step)
-        for key in values.keys() & {"charts/episodic_return", "eval/test_return"}:
-            self.bar.set_postfix_str(f"{key} {values[key]:.2f}", refresh=False)
-            if self.bar.disable:  # tqdm is silent where there is no terminal
-                print(f"step {self.step} of {self.args.total_timesteps}: {self.bar.postfix}", flush=True)
+            if key in ("charts/episodic_return", "eval/test_return"):
+                self.bar.clear()
+                print(f"step {self.step}: {key} {value:.2f}", flush=True)
 
     def fail(self, what):
         sys.exit(f"error: {what} at step {self.step}; what was saved in {self.folder} is from before")
@@ -780,14 +761,14 @@ def load_agents(args, state, make_envs=make_envs, make_agent=Agent):
 
 def describe(args):
     """What args.json says: all that it takes to make the run again, with a session for each start."""
-    folder = Path(__file__).resolve().parent
-    git = f"git -C '{folder}' describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null"
+    script = Path(__file__).resolve()
+    git = f"git -C '{script.parent}' describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null"
     cpu = "{ lscpu | sed -n 's/^Model name: *//p' | grep . || sysctl -n machdep.cpu.brand_string; } 2>/dev/null"
-    hardware = {"gpu": None, "cpu": subprocess.getoutput(cpu), "cores": os.cpu_count()}
+    gpu = torch.cuda.get_device_name() if args.cuda and torch.cuda.is_available() else None
+    hardware = {"gpu": gpu, "cpu": subprocess.getoutput(cpu), "cores": os.cpu_count()}
     hardware["torch_threads"] = torch.get_num_threads()
-    if args.cuda and torch.cuda.is_available():
-        hardware["gpu"] = torch.cuda.get_device_name()
     about = {"command": sys.argv, "commit": subprocess.getoutput(git), "hardware": hardware}
+    about["script"] = hashlib.sha256(script.read_bytes()).hexdigest()
     about["python"] = platform.python_version()
     about["packages"] = {package.name: package.version for package in distributions()}
     session = {**about, "changed": {}}  # changed: the arguments that a resume changed
@@ -827,8 +808,7 @@ def check(args):
     if game not in GAMES and game.endswith(("easy", "hard")):  # EnvPool's BigfishHard-v0
         game, mode = game[:-4], game[-4:]
     if game not in GAMES:
-        nearest = difflib.get_close_matches(game, GAMES, n=1, cutoff=0)[0]
-        fail(f"--env-id {args.env_id}: no such game, {nearest} is nearest of {' '.join(GAMES)}")
+        fail(f"--env-id {args.env_id}: no such game; there are {' '.join(GAMES)}")
     batch_size = args.num_envs * args.num_steps
     if batch_size % args.num_minibatches or batch_size < 2 * args.num_minibatches:
         fail(f"--num-minibatches {args.num_minibatches}: does not cut {batch_size} steps into equal parts of 2 or more")
@@ -836,7 +816,7 @@ def check(args):
         fail(f"--exp-name {args.exp_name}: is part of a folder's name and cannot contain a slash")
     if args.cuda_required and not torch.cuda.is_available():
         fail("--cuda-required: torch finds no GPU here")
-    if args.track and importlib.util.find_spec("wandb") is None:
+    if args.track and find_spec("wandb") is None:
         fail("--track: pip install wandb")
     return replace(args, env_id=game, distribution_mode=mode)
 

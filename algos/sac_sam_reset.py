@@ -26,8 +26,8 @@ start afresh every --exact-every steps.
 # ---- 1. Imports ----
 import copy
 import ctypes
-import difflib
 import fcntl
+import hashlib
 import io
 import json
 import math
@@ -58,6 +58,7 @@ import torch
 import torch.nn as nn
 import tyro
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import default_collate
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -134,8 +135,7 @@ def task_of(env_id):
     names = {task.lower().replace("-", "_"): task for task in tasks}
     name = env_id.lower().replace("-", "_")
     if name not in names:
-        nearest = names[difflib.get_close_matches(name, names, n=1, cutoff=0)[0]]
-        raise ValueError(f"{env_id}: no such task, {nearest} is nearest of {' '.join(tasks)}")
+        raise ValueError(f"{env_id}: no such task; there are {' '.join(tasks)}")
     return names[name]
 
 
@@ -147,20 +147,20 @@ def import_suite():
     """
     probe = "import mujoco as m; c = m.GLContext(8, 8); c.make_current()"
     probe += "; m.MjrContext(m.MjModel.from_xml_string('<mujoco/>'), 100); c.free()"
-    names, advice = ["egl", "osmesa"], "on Debian or Ubuntu: apt-get install libegl1 libgl1-mesa-dri"
-    if sys.platform == "darwin":
-        names, advice = ["glfw"], "on a Mac, log in at the screen"
-    wanted = os.environ.get("MUJOCO_GL")
-    for name in [wanted] if wanted else names:
-        about = {"env": {**os.environ, "MUJOCO_GL": name}, "capture_output": True}
-        if subprocess.run([sys.executable, "-c", probe], **about).returncode == 0:
+    names = ["glfw"] if sys.platform == "darwin" else ["egl", "osmesa"]
+    if os.environ.get("MUJOCO_GL"):
+        names = [os.environ["MUJOCO_GL"].lower()]
+    reasons = []
+    for name in names:
+        about = {"env": {**os.environ, "MUJOCO_GL": name}, "capture_output": True, "text": True}
+        probed = subprocess.run([sys.executable, "-c", probe], **about)
+        if probed.returncode == 0:
             os.environ["MUJOCO_GL"] = name
             from dm_control import suite
 
             return suite
-    if wanted:
-        fail(f"MUJOCO_GL={wanted} cannot render here; without it, the script tries {' and '.join(names)}")
-    fail(f"nothing to render with; {advice}")
+        reasons.append(f"MUJOCO_GL={name}: {probed.stderr.strip().splitlines()[-1]}")
+    fail(f"MuJoCo cannot render here: {'; '.join(reasons)} (on Debian: apt-get install libegl1 libgl1-mesa-dri)")
 
 
 def make_envs(args, split, start=0):
@@ -576,14 +576,6 @@ def update(agent, target, optimizer, replay, draws, args):
     return parts
 
 
-def stacked(rows):
-    """A list of {name: tensor} -> {name: tensor [len(rows), ...]}."""
-    stacks = {}
-    for name in rows[0]:
-        stacks[name] = torch.stack([row[name] for row in rows])
-    return stacks
-
-
 class Captured:
     """A function of tensors -> {name: tensor}. If `on`: three plain calls, then one CUDA graph."""
 
@@ -700,7 +692,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
                 run.log({"charts/frames": args.action_repeat * run.step})
                 run.log({"charts/SPS": len(rewards) / seconds})
                 if losses:
-                    for key, value in stacked(losses).items():
+                    for key, value in default_collate(losses).items():
                         run.log({f"losses/{key}": value.mean().item()})
                 rewards, losses, seconds = [], [], 0.0
             run.tick(1)
@@ -758,15 +750,13 @@ class Run:
         self.state = {"step": 0, "evaluated": 0, "exact_step": 0, "exact": True, "metrics_bytes": 0}
         if args.resume:
             self.state = load_checkpoint(self.folder)
-            saved, session = self.state["about"], self.about["sessions"][0]
-            for name, value in self.about["args"].items():
-                before = saved["args"][name]
-                if value != before:
-                    session["changed"][name] = value
+            before, now = self.state["about"], self.about
+            for name, value in now["args"].items():
+                if value != before["args"][name]:
+                    now["sessions"][0]["changed"][name] = value
                     if not name.startswith(MAY_CHANGE):
-                        fail(f"--{name.replace('_', '-')} is {before} in that run and stays so")
-            sessions = [*saved["sessions"], session]
-            self.about = {**saved, "args": self.about["args"], "sessions": sessions}
+                        fail(f"--{name.replace('_', '-')} is {before['args'][name]} in that run and stays so")
+            self.about = {**before, "args": now["args"], "sessions": before["sessions"] + now["sessions"]}
         self.step = self.state["step"]  # steps of each agent
         self.evaluated = self.state["evaluated"]  # step of the last evaluation
         self.exact_step = self.state["exact_step"]  # step at which environments started afresh
@@ -782,10 +772,7 @@ class Run:
                 load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
                 load(self.state[name])
             before, now = self.about["sessions"][-2:]
-            other = [key for key in ("hardware", "python", "packages") if before[key] != now[key]]
-            copy = self.folder / Path(__file__).name
-            if not copy.is_file() or copy.read_bytes() != Path(__file__).read_bytes():
-                other.append("script")
+            other = [key for key in ("hardware", "python", "packages", "script") if before[key] != now[key]]
             how = "bit for bit" if self.exact and not other else "continued, in fresh environments"
             changed = f" (changed: {', '.join(other)})" if other else ""
             print(f"step {self.step}: {how}{changed}", flush=True)
@@ -854,10 +841,9 @@ class Run:
                 self.fail(f"{key} is {value}")
             self.metrics.write(f"{self.step},{key},{value}\n")
             self.events.add_scalar(key, value, self.step)
-        for key in values.keys() & {"charts/episodic_return", "eval/test_return"}:
-            self.bar.set_postfix_str(f"{key} {values[key]:.2f}", refresh=False)
-            if self.bar.disable:  # tqdm is silent where there is no terminal
-                print(f"step {self.step} of {self.args.total_timesteps}: {self.bar.postfix}", flush=True)
+            if key in ("charts/episodic_return", "eval/test_return"):
+                self.bar.clear()
+                print(f"step {self.step}: {key} {value:.2f}", flush=True)
 
     def fail(self, what):
         sys.exit(f"error: {what} at step {self.step}; what was saved in {self.folder} is from before")
@@ -932,14 +918,14 @@ def load_agents(args, state, make_envs=make_envs, make_agent=Agent):
 
 def describe(args):
     """What args.json says: all that it takes to make the run again, with a session for each start."""
-    folder = Path(__file__).resolve().parent
-    git = f"git -C '{folder}' describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null"
+    script = Path(__file__).resolve()
+    git = f"git -C '{script.parent}' describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null"
     cpu = "{ lscpu | sed -n 's/^Model name: *//p' | grep . || sysctl -n machdep.cpu.brand_string; } 2>/dev/null"
-    hardware = {"gpu": None, "cpu": subprocess.getoutput(cpu), "cores": os.cpu_count()}
+    gpu = torch.cuda.get_device_name() if args.cuda and torch.cuda.is_available() else None
+    hardware = {"gpu": gpu, "cpu": subprocess.getoutput(cpu), "cores": os.cpu_count()}
     hardware["torch_threads"] = torch.get_num_threads()
-    if args.cuda and torch.cuda.is_available():
-        hardware["gpu"] = torch.cuda.get_device_name()
     about = {"command": sys.argv, "commit": subprocess.getoutput(git), "hardware": hardware}
+    about["script"] = hashlib.sha256(script.read_bytes()).hexdigest()
     about["python"] = platform.python_version()
     about["packages"] = {package.name: package.version for package in distributions()}
     session = {**about, "changed": {}}  # changed: the arguments that a resume changed
@@ -981,9 +967,9 @@ def check(args):
         fail(f"--env-id {error}")
     repeat = args.action_repeat or ACTION_REPEAT.get(task, 2)
     steps = args.total_timesteps or FRAMES // repeat
-    size, room = 64 * 64 * steps, room_on_disk(Path(args.resume or args.runs_dir))
-    if size > room:
-        fail(f"--total-timesteps: {size >> 20} MB of replay do not fit into {room >> 20} MB of disk")
+    size, folder = 64 * 64 * steps, args.runs_dir if Path(args.runs_dir).exists() else "."
+    if size > shutil.disk_usage(folder).free and not args.resume:
+        fail(f"--total-timesteps: {size >> 20} MB of replay do not fit on the disk")
     if "/" in args.exp_name:
         fail(f"--exp-name {args.exp_name}: is part of a folder's name and cannot contain a slash")
     if args.cuda_required and not torch.cuda.is_available():
@@ -992,18 +978,6 @@ def check(args):
         fail("--track: pip install wandb")
     rho = args.sam_rho or SAM_RHO.get(task, 0.01)
     return replace(args, env_id=task, action_repeat=repeat, total_timesteps=steps, sam_rho=rho)
-
-
-def room_on_disk(folder):
-    """Bytes that replay.bin can take in this folder: what is free, and what it takes already."""
-    own = folder / "replay.bin"
-    taken = own.stat().st_size if own.exists() else 0
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        fail(f"{folder} cannot be written")
-    return shutil.disk_usage(existing).free + taken
 
 
 def fail(message):

@@ -49,9 +49,9 @@ EVERY_SCRIPT = [
 ONE_SCRIPT = {
     "mdpo": [
         ("--total-timesteps 0", "--total-timesteps 0: from"),
-        ("--env-id bigfsh", "--env-id bigfsh: no such game, bigfish is nearest of " + GAMES),
-        ("--env-id Minor-v0", "--env-id Minor-v0: no such game, miner is nearest of " + GAMES),
-        ("--env-id BigfishMedium-v0", "--env-id BigfishMedium-v0: no such game, bigfish is nearest of " + GAMES),
+        ("--env-id bigfsh", "--env-id bigfsh: no such game; there are " + GAMES),
+        ("--env-id Minor-v0", "--env-id Minor-v0: no such game; there are " + GAMES),
+        ("--env-id BigfishMedium-v0", "--env-id BigfishMedium-v0: no such game; there are " + GAMES),
         ("--num-minibatches 3", "--num-minibatches 3: does not cut 16384 steps into equal parts of 2 or more"),
         ("--num-minibatches 16384", "--num-minibatches 16384: does not cut 16384 steps"),
         ("--num-steps 1000000000", "--num-envs x --num-steps: "),
@@ -80,7 +80,7 @@ ONE_SCRIPT = {
         ("--resume @/run --total-timesteps 99 --num-agents 1", "--num-agents is 2 in that run and stays so"),
     ],
     "ppo_netrand": [
-        ("--env-id coinrum", "--env-id coinrum: no such game, coinrun is nearest of " + GAMES),
+        ("--env-id coinrum", "--env-id coinrum: no such game; there are " + GAMES),
         ("--plain-look --distribution-mode easy", "--plain-look: easy coinrun has one theme anyway"),
         ("--plain-look --env-id CoinrunEasy-v0", "--plain-look: easy coinrun has one theme anyway"),
         ("--plain-look --env-id maze", "--plain-look and --paint-vel-info: maze has no velocity to paint"),
@@ -95,21 +95,21 @@ ONE_SCRIPT = {
         ("--resume @/run --total-timesteps 99 --no-netrand", "--netrand is True in that run and stays so"),
     ],
     "sac_sam_reset": [
-        ("--env-id cheetah-walk", "--env-id cheetah-walk: no such task, cheetah-run is nearest of acrobot-swingup"),
+        ("--env-id cheetah-walk", "--env-id cheetah-walk: no such task; there are acrobot-swingup"),
         ("--env-id lqr-lqr_2_1", "--env-id lqr-lqr_2_1: no such task"),
         ("--num-envs 2", "--num-envs 2: from 1 to 1"),
         ("--action-repeat -1", "--action-repeat -1: from"),
         ("--sam-rho nan", "--sam-rho nan: from"),
         ("--learning-starts 0", "--learning-starts 0: from 1"),
         ("--buffer-size 10000000000", "--buffer-size 10000000000: "),
-        ("--total-timesteps 1000000000000", "--total-timesteps: 3906250000 MB of replay do not fit into"),
+        ("--total-timesteps 1000000000000", "--total-timesteps: 3906250000 MB of replay do not fit on the disk"),
         ("--resume @/run --total-timesteps 99 --sam-on actor", "--sam-on is both in that run and stays so"),
         ("--resume @/run --total-timesteps 99 --action-repeat 4", "--action-repeat is 2 in that run and stays so"),
         ("--resume @/run --total-timesteps 99 --env-id walker_run", "--env-id is cheetah-run in that run and stays so"),
     ],
 }
 ONE_SCRIPT["drqv2_pieg"] = [
-    ("--env-id cheetah-walk", "--env-id cheetah-walk: no such task, cheetah-run is nearest of acrobot-swingup"),
+    ("--env-id cheetah-walk", "--env-id cheetah-walk: no such task; there are acrobot-swingup"),
     ("--num-envs 2", "--num-envs 2: from 1 to 1"),
     ("--encoder-layer 5", "--encoder-layer 5: from 1 to 4"),
     ("--action-repeat -1", "--action-repeat -1: from"),
@@ -123,8 +123,8 @@ ONE_SCRIPT["drqv2_pieg"] = [
     ("--overlay-dir @/run", "no .jpg .jpeg .png in it"),
     ("--eval-modes video_hard", "DMC-GB's data for video_hard is not in data/dmcgb (video_hard/video0.mp4 to"),
     ("--eval-modes color_easy --dmcgb-dir @", "(color_easy.json to color_easy.pt): `make dmcgb` fetches it"),
-    ("--total-timesteps 1000000000", "--total-timesteps: 20187377 MB of replay do not fit into"),
-    ("--total-timesteps 1000000000000", "--total-timesteps: 20187377929 MB of replay do not fit into"),
+    ("--total-timesteps 1000000000", "--total-timesteps: 20187377 MB of replay do not fit on the disk"),
+    ("--total-timesteps 1000000000000", "--total-timesteps: 20187377929 MB of replay do not fit on the disk"),
     ("--resume @/run --total-timesteps 99 --encoder drqv2", "--encoder is resnet18 in that run and stays so"),
     ("--resume @/run --total-timesteps 99 --n-step 3", "--n-step is 2 in that run and stays so"),
 ]

@@ -74,6 +74,7 @@ def go(args, make_envs=Envs, make_agent=TinyPieg):
 
 def refusal(capsys, call, *inputs):
     """The one line with which a call ends the program, code 2."""
+    capsys.readouterr()
     with pytest.raises(SystemExit, match=r"^2$"):
         call(*inputs)
     error = capsys.readouterr().err
@@ -880,16 +881,17 @@ def test_missing_and_broken_data_say_so(mode, tmp_path, dmcgb):
     if mode in pieg.CLIPS:
         assert [path.name for path in looks] == ["video0.mp4", "video1.mp4", "video2.mp4"]
         looks[1].write_text("version https://git-lfs.github.com/spec/v1")
-        with pytest.raises(RuntimeError, match=r"video1.mp4 has no frames.*git-lfs.*42 bytes"):
+        with pytest.raises(RuntimeError, match=r"video1.mp4 has no frames.*git-lfs"):
             pieg.dmcgb_data(folder, mode)
         return
     assert len(looks) == 100
     del looks[17]["grid_rgb2"]
     (folder / f"{mode}.json").write_text(json.dumps(looks))
-    with pytest.raises(ValueError, match=rf"{mode}.json: set 17 has no grid_rgb2"):
+    with pytest.raises(ValueError, match=rf"{mode}.json does not hold 100 sets of grid_rgb1, grid_rgb2"):
         pieg.dmcgb_data(folder, mode)
-    (folder / f"{mode}.json").write_text(json.dumps(looks[:17]))
-    with pytest.raises(ValueError, match="17 sets of colours"):
+    looks[17]["grid_rgb2"] = [0.0, 0.0, 0.0]
+    (folder / f"{mode}.json").write_text(json.dumps(looks[:99]))
+    with pytest.raises(ValueError, match="does not hold 100 sets"):
         pieg.dmcgb_data(folder, mode)
 
 
@@ -1069,7 +1071,7 @@ def test_gymnasiums_checker_passes(mode, dmcgb):
 
 
 def test_a_mode_and_a_task_that_there_is_not(dmcgb):
-    with pytest.raises(ValueError, match="walker-wolk: no such task, walker-walk is nearest of"):
+    with pytest.raises(ValueError, match="walker-wolk: no such task; there are acrobot-swingup"):
         pieg.make_dmc("walker-wolk")
     with pytest.raises(ValueError, match="mode nonsense: train color_easy color_hard video_easy video_hard"):
         pieg.make_dmc("cartpole-balance", "nonsense", 0, dmcgb)

@@ -261,7 +261,7 @@ def test_args_json_has_each_start_of_a_run(one_of_each, tmp_path):
     }
     assert [session["changed"] for session in about["sessions"]] == [{}, more | {"resume": str(folder)}]
     for session in about["sessions"]:
-        assert {"command", "changed", "commit", "hardware", "python", "packages"} == session.keys()
+        assert {"command", "changed", "commit", "hardware", "python", "packages", "script"} == session.keys()
         assert session["packages"]["torch"] and session["hardware"]["torch_threads"] == torch.get_num_threads()
 
 
@@ -290,17 +290,18 @@ def test_bit_for_bit_is_said_where_it_is_true(one_of_each, tmp_path, capsys, cha
     assert f"step {args.exact_every}: {said}" in capsys.readouterr().out
 
 
-def test_a_script_that_was_changed_is_not_bit_for_bit(one_of_each, tmp_path, capsys):
+def test_a_script_that_was_changed_is_not_bit_for_bit(one_of_each, tmp_path, monkeypatch, capsys):
     """The folder has the script that trained last, and a resume with another one says so."""
-    script, args = one_of_each, tiny_args(one_of_each.__name__, tmp_path)
+    script, args = one_of_each, tiny_args(one_of_each.__name__, tmp_path / "runs")
     go(script, replace(args, total_timesteps=args.exact_every, eval_every=0))
-    folder = folder_in(tmp_path)
-    copy = folder / f"{script.__name__}.py"
-    copy.write_text("# another text\n")
+    folder = folder_in(tmp_path / "runs")
+    path = tmp_path / f"{script.__name__}.py"
+    path.write_text(Path(script.__file__).read_text() + "# another text\n")
+    monkeypatch.setattr(script, "__file__", str(path))
     capsys.readouterr()
     go(script, replace(args, resume=str(folder), eval_every=0))
     assert "continued, in fresh environments (changed: script)" in capsys.readouterr().out
-    assert copy.read_bytes() == Path(script.__file__).read_bytes()
+    assert (folder / path.name).read_bytes() == path.read_bytes()
 
 
 def test_a_second_process_on_a_run_is_refused(one_of_each, tmp_path, capsys):

@@ -124,7 +124,7 @@ def test_output_that_is_no_terminal_is_plain_lines(run):
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_progress(script, terminal, tmp_path, monkeypatch, capsys):
-    """Lines with steps and returns, or a bar where there is a terminal."""
+    """Lines with steps and returns, and a bar where there is a terminal."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     script.train(
         tiny_args(script.__name__, tmp_path, save_minutes=0, eval_every=0), ScriptedEnvs, make_agent_of(script)
@@ -132,7 +132,7 @@ def test_progress(script, terminal, tmp_path, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert ("\r" in err) == ("%|" in err) == terminal
     assert "\r" not in out
-    assert (re.search(r"step \d+ of \d+: charts/episodic_return \d", out) is not None) != terminal
+    assert re.search(r"step \d+: charts/episodic_return -?\d", out)
     assert str(next(tmp_path.iterdir())) in out
 
 

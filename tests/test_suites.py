@@ -243,7 +243,7 @@ def test_help_is_the_suite_s_own(argv, suite, capsys):
         (["nothing"], "no script 'nothing', there are: drq_sam_reset"),
         (["nothing.py"], "nothing.py: no such script"),
         (["mdpo"], "mdpo.py is no script for DeepMind Control from pixels"),
-        (["sac_sam_reset", "--env-id", "walker-walk"], "--env-id walker-walk: no such task, toy-pu"),
+        (["sac_sam_reset", "--env-id", "walker-walk"], "--env-id walker-walk: no such task; there are toy-pu"),
         (["sac_sam_reset", "--env-id", "toy_push", "--gamma", "2"], "--gamma 2.0: from 0 to 1"),
         (["drqv2_pieg", "--eval-modes", "color_easy"], "--eval-modes: looks of DMC-GB; those of toys are plain dark"),
         (["drqv2_pieg", "--encoder", "drqv2", "--eval-modes=video_hard"], "--eval-modes: looks of DMC-GB; those of"),
@@ -256,7 +256,7 @@ def test_help_is_the_suite_s_own(argv, suite, capsys):
         (["look", "@/look.jpg"], "look.jpg: not a .png file in a folder that exists"),
         (["look", "@/no/look.png"], "look.png: not a .png file in a folder that exists"),
         (["look", "@/look.png", "--scale", "0"], "--scale 0: at least 1"),
-        (["look", "@/look.png", "--env-id", "toy"], "--env-id toy: no such task, there are toy-push toy-pull"),
+        (["look", "@/look.png", "--env-id", "toy"], "--env-id toy: no such task; there are toy-push toy-pull"),
         (["look", "@/look.png", "--variants", "wood"], "no ('wood',)"),
     ],
 )

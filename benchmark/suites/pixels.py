@@ -40,7 +40,7 @@ def make_envs(suite, args, split, start=0, size=84, gray=False):
     """
     task = args.env_id.lower().replace("_", "-")
     if task not in suite.tasks:
-        common.fail(f"--env-id {args.env_id}: no such task, there are {' '.join(suite.tasks)}")
+        common.fail(f"--env-id {args.env_id}: no such task; there are {' '.join(suite.tasks)}")
     variant = suite.variants[0] if split in ("train", "test") else split
     suite.check([variant])
     training = split == "train"
