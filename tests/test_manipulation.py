@@ -248,7 +248,7 @@ def test_a_reset_whose_poses_all_fail_is_tried_again():
     "split, task, said",
     [
         ("shape_huge", "reach_duplo", "no shape 'shape_huge', there are: shape_train shape_small"),
-        ("train", "walker_walk", "--env-id walker_walk: no such task, there are reach-duplo reach-site"),
+        ("train", "walker_walk", "--env-id walker_walk: no such task; there are reach-duplo reach-site"),
     ],
 )
 def test_what_is_not_there_is_one_line(split, task, said, capsys):
