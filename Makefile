@@ -1,7 +1,7 @@
 PYTHON ?= python3
 APT := apt-get
 
-.PHONY: train test test-all install libraries dmcgb drawerworld
+.PHONY: train test test-all gpu install libraries dmcgb drawerworld
 
 train: install
 	.venv/bin/python algos/mdpo.py --env-id bigfish $(ARGS)
@@ -20,6 +20,10 @@ test-all: install
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	$(PYTEST) $(ARGS)
+
+# What a GPU shows: its tests, speed and memory. benchmark/gpu.py
+gpu: install
+	.venv/bin/python benchmark/gpu.py $(ARGS)
 
 install: libraries .venv/installed
 

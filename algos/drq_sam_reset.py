@@ -13,7 +13,8 @@ Paper: Lee et al. 2023, Enhancing Generalization and Plasticity for Sample Effic
 Checked against github.com/dojeon-ai/PLASTIC (3736071), losses and gradients; where they differ, the paper holds.
 Deviations: EnvPool's Atari, without the authors' no-op frame after a lost life; shifts by whole pixels, theirs
 interpolate; SAM's first gradient is not clipped, because only its direction counts; the evaluation's games have
-their own seeds; evaluations during the run; environments start afresh every --exact-every steps.
+their own seeds; evaluations during the run; a batch never holds the newest transition, so that environment and update
+can run side by side; environments start afresh every --exact-every steps.
 
     python algos/drq_sam_reset.py --env-id boxing  # the paper: 100k steps, replay ratio 2
     python algos/drq_sam_reset.py --env-id boxing --no-sam --reset-every 0  # its baseline, DrQ
@@ -112,7 +113,7 @@ class Args:
     cuda: bool = True  # use a GPU if there is one
     cuda_required: bool = False  # refuse to run without a GPU
     cuda_graphs: bool = True  # on a GPU: record acting and learning once and replay them
-    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"  # of the network (auto: tf32 on a GPU, else fp32)
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"  # of all products; auto: tf32 on GPU, fp32 on CPU
     torch_deterministic: bool = True  # only kernels that repeat bit for bit
     track: bool = False  # log to Weights & Biases too
     wandb_project_name: str = "holdout"  # project for --track
@@ -345,6 +346,7 @@ def augmented(obs, offsets, noise, args):
 
 # ---- 6. Losses, targets, replay ----
 PAD = 4  # an image is shifted by at most so many pixels
+BLOCK = 8192  # rows of the replay that are on their way between device and disk at once
 
 
 def project_distribution(next_probs, rewards, bootstrap, support):
@@ -412,12 +414,12 @@ class Replay:
 
     def observe(self, frame):
         self.rows["frames"][self.size] = torch.as_tensor(frame)
-        self.rows["starts"][self.size] = self.start
+        self.rows["starts"][self.size].fill_(self.start)
 
     def add(self, action, reward, done, next_frame):
         """A transition, and the frame after it: of the next life if this one ended."""
         for name, value in (("actions", action), ("rewards", reward), ("dones", done)):
-            self.rows[name][self.size] = value
+            self.rows[name][self.size].fill_(value)  # a kernel; an assignment would wait for a copy to the GPU
         self.size += 1
         if done:
             self.start = self.size
@@ -462,14 +464,16 @@ class Replay:
 
     def state_dict(self):
         """Appends the new rows to the file and flushes them to disk; returns all the rest."""
-        rows = np.empty(self.size - self.saved, self.row)
-        for name, values in self.rows.items():
-            rows[name] = values[self.saved : self.size].cpu()
-        if not np.isfinite(rows["rewards"]).all():
+        if not self.rows["rewards"][self.saved : self.size].isfinite().all():
             sys.exit(f"error: a reward is not finite at step {self.size}; {self.path} is as it was")
         with open(self.path, "ab") as file:
             file.truncate(self.saved * self.row.itemsize)  # what follows belongs to no checkpoint
-            file.write(rows)
+            for first in range(self.saved, self.size, BLOCK):
+                past = min(first + BLOCK, self.size)
+                rows = np.empty(past - first, self.row)
+                for name, values in self.rows.items():
+                    rows[name] = values[first:past].cpu()
+                file.write(rows)
             file.flush()
             os.fsync(file.fileno())
         self.saved = self.size
@@ -483,9 +487,11 @@ class Replay:
         self.greatest.copy_(state["greatest"])
         if not self.path.is_file() or self.path.stat().st_size < self.size * self.row.itemsize:
             fail(f"{self.path} does not hold the {self.size} rows of the checkpoint")
-        rows = np.memmap(self.path, self.row, "r", shape=self.size)
-        for name, values in self.rows.items():
-            values[: self.size] = torch.from_numpy(rows[name].copy())
+        stored = np.memmap(self.path, self.row, "r", shape=self.size)
+        for first in range(0, self.size, BLOCK):
+            past = min(first + BLOCK, self.size)
+            for name, values in self.rows.items():
+                values[first:past] = torch.from_numpy(stored[name][first:past].copy())
         self.saved = self.size
 
 
@@ -531,10 +537,13 @@ def update(agent, target, optimizer, replay, draws, args):
 
 
 class Captured:
-    """A function of tensors -> {name: tensor}. If `on`: three plain calls, then one CUDA graph."""
+    """A function of tensors -> {name: tensor}. If `on`: three plain calls, then one CUDA graph, in the memory `pool`.
 
-    def __init__(self, function, on):
-        self.function, self.on, self.calls, self.graph = function, on, 0, None
+    Graphs can share a pool, because nothing that one leaves in it is read after another's replay.
+    """
+
+    def __init__(self, function, on, pool=None):
+        self.function, self.on, self.pool, self.calls, self.graph = function, on, pool, 0, None
         self.stream = torch.cuda.Stream() if on else None
 
     def __call__(self, *inputs):
@@ -549,9 +558,11 @@ class Captured:
             return outputs
         if self.graph is None:
             self.inputs, self.graph = [value.clone() for value in inputs], torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(self.graph, pool=self.pool):
                 self.outputs = self.function(*self.inputs)
         for own, given in zip(self.inputs, inputs, strict=True):
+            if own.shape != given.shape:
+                raise ValueError(f"recorded with {own.shape}, called with {given.shape}")
             own.copy_(given)
         self.graph.replay()
         return {name: value.clone() for name, value in self.outputs.items()}  # a replay overwrites the outputs
@@ -570,10 +581,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     agent = make_agent(envs, args).to(device)
     target = copy.deepcopy(agent).requires_grad_(False)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=args.adam_eps, fused=True)
-    try:
-        replay = Replay(max(args.total_timesteps, run.step), obs_shape, args, device, run.folder / "replay.bin")
-    except (MemoryError, RuntimeError) as error:
-        fail(f"--total-timesteps {args.total_timesteps}: {str(error).splitlines()[0]}")
+    replay = Replay(max(args.total_timesteps, run.step), obs_shape, args, device, run.folder / "replay.bin")
     parts = {"agent": agent, "target": target, "optimizer": optimizer, "replay": replay}
     parts.update(explore_rng=explore_rng, sample_rng=sample_rng, noise_rng=noise_rng)
     parts.update(augment_rng=augment_rng, torch_rng=torch.default_generator)
@@ -612,8 +620,10 @@ def train(args, make_envs=make_envs, make_agent=Agent):
         while True:
             last = run.step >= args.total_timesteps
             if run.evaluation_due():  # also after a resume, if it was interrupted
+                start = time.monotonic()
                 episodes = args.final_eval_episodes if last else args.eval_episodes
                 run.log(compare([target], replace(args, eval_episodes=episodes), make_envs, run.tick))
+                run.log({"charts/eval_seconds": time.monotonic() - start})
                 run.evaluated = run.step
             if last:
                 break
@@ -625,6 +635,22 @@ def train(args, make_envs=make_envs, make_agent=Agent):
             else:
                 actions = policy(torch.as_tensor(obs).to(device))["actions"]
             actions = actions.cpu().numpy()
+
+            # Learn. Deviation: before the environment steps, so that a GPU learns while it does.
+            if run.step >= args.learning_starts:
+                first = args.replay_ratio * (run.step - args.learning_starts) + 1
+                for number in range(first, first + args.replay_ratio):
+                    losses.append(learner(*draw(number)))
+                    due = args.reset_every > 0 and number % args.reset_every == 0
+                    if due and run.step + 1 < args.total_timesteps:
+                        fresh = make_agent(envs, args).to(device)
+                        reset_head(agent, target, fresh)
+                        for network in (agent, target):
+                            shrink_and_perturb(network.backbone, fresh.backbone, args.shrink_perturb)
+                        forgetful = agent if args.reset_optimizer == "all" else agent.head
+                        forget_moments(optimizer, forgetful.parameters())
+
+            # Step.
             obs, reward, terminated, truncated, info = envs.step(actions)
             # Reference code: a time limit ends a game like a failure does.
             ended = bool(terminated[0] | truncated[0])
@@ -633,20 +659,6 @@ def train(args, make_envs=make_envs, make_agent=Agent):
             replay.add(int(actions[0]), clipped, done, obs[0, -1])
             rewards.append(clipped)
             run.step += 1
-
-            # Learn.
-            if run.step >= args.learning_starts:
-                first = args.replay_ratio * (run.step - args.learning_starts) + 1
-                for number in range(first, first + args.replay_ratio):
-                    losses.append(learner(*draw(number)))
-                    due = args.reset_every > 0 and number % args.reset_every == 0
-                    if due and run.step < args.total_timesteps:
-                        fresh = make_agent(envs, args).to(device)
-                        reset_head(agent, target, fresh)
-                        for network in (agent, target):
-                            shrink_and_perturb(network.backbone, fresh.backbone, args.shrink_perturb)
-                        forgetful = agent if args.reset_optimizer == "all" else agent.head
-                        forget_moments(optimizer, forgetful.parameters())
             seconds += time.monotonic() - start
 
             # Log and save.
@@ -685,14 +697,16 @@ def evaluate(agent, args, make_envs, split, tick=lambda: None):
     args = replace(args, seed=args.eval_seed, num_envs=num_envs)
     envs, explore_rng = make_envs(args, split), torch.Generator().manual_seed(args.eval_seed)
     device, num_actions = next(agent.parameters()).device, int(envs.single_action_space.n)
-    active, returns = list(range(num_envs)), [[] for _ in range(num_envs)]
+    everyone, returns = list(range(num_envs)), [[] for _ in range(num_envs)]
+    active = everyone
     agent.eval()
     obs, _ = envs.reset()
     while active:
         actions = torch.randint(num_actions, (num_envs,), generator=explore_rng).numpy()
         greedy = (torch.rand(num_envs, generator=explore_rng) >= args.eval_epsilon).numpy()
-        chosen = act(agent, torch.as_tensor(obs[active]).to(device))["actions"].cpu().numpy()
-        actions[active] = np.where(greedy[active], chosen, actions[active])
+        playing = active if device.type == "cpu" else everyone  # a GPU is faster on batches of one size
+        chosen = act(agent, torch.as_tensor(obs[playing]).to(device))["actions"].cpu().numpy()
+        actions[playing] = np.where(greedy[playing], chosen, actions[playing])
         obs, _, _, _, info = envs.step(actions)
         for n, episode_return, _ in info["episodes"]:
             returns[n].append(episode_return)
@@ -913,8 +927,8 @@ def set_up_torch(args):
         args = replace(args, precision="tf32" if device.type == "cuda" else "fp32")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "the CPU"
     print(f"{args.precision} on {name}", flush=True)
-    torch.backends.cudnn.conv.fp32_precision = "tf32" if args.precision == "tf32" else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.allow_tf32 = args.precision == "tf32"  # convolutions
+    torch.backends.cuda.matmul.allow_tf32 = args.precision == "tf32"
     torch.backends.cudnn.benchmark = not args.torch_deterministic
     torch.use_deterministic_algorithms(args.torch_deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads it
@@ -975,7 +989,10 @@ def main(flags=None, make_envs=make_envs, make_agent=Agent):
         if saved.keys() != vars(args).keys():
             fail(f"{args.resume} is a run of another version of {Path(__file__).name}")
         args = tyro.cli(Args, args=flags, default=Args(**saved))
-    return train(args, make_envs, make_agent)
+    try:
+        return train(args, make_envs, make_agent)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        fail(f"out of memory: {str(error).splitlines()[0]}")
 
 
 if __name__ == "__main__":

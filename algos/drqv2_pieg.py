@@ -124,7 +124,7 @@ class Args:
     cuda: bool = True  # use a GPU if there is one
     cuda_required: bool = False  # refuse to run without a GPU
     cuda_graphs: bool = True  # on a GPU: record acting and learning once and replay them
-    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"  # of the encoder (auto: tf32 on a GPU, else fp32)
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"  # bf16: encoder alone; auto: tf32 on GPU, fp32 on CPU
     torch_deterministic: bool = True  # only kernels that repeat bit for bit
     track: bool = False  # log to Weights & Biases too
     wandb_project_name: str = "holdout"  # project for --track
@@ -607,6 +607,7 @@ def random_shift(images, offsets, pad):
 
 # ---- 6. Losses, targets, replay ----
 PAD = 4  # an image is shifted by at most so many pixels
+BLOCK = 8192  # rows of the replay that are on their way between device and disk at once
 
 
 def load_pictures(args, size, seed):
@@ -674,7 +675,8 @@ class Replay:
         self.rows = {}
         for name in self.row.names:
             self.rows[name] = torch.from_numpy(np.zeros(capacity, self.row[name])).to(device)
-        self.whole = np.zeros(capacity, bool)  # rows that can be sampled, known without asking a GPU
+        self.capacity, self.ready = capacity, np.zeros(capacity, np.int64)
+        self.first_ready = self.past_ready = 0  # between them, modulo the capacity: rows to sample, the oldest first
         self.size = self.start = 0  # start: where this episode began
         self.saved = 0  # rows in the file, without the one under way
 
@@ -686,31 +688,35 @@ class Replay:
         self.observe(frame)
 
     def observe(self, frame):
-        lost = np.arange(self.size, self.size + self.frames_per_stack)  # rows whose stacks lose a frame
-        self.whole[lost % len(self.whole)] = False
-        self.rows["frames"][self.size % len(self.whole)] = torch.as_tensor(frame)
-        self.rows["starts"][self.size % len(self.whole)] = self.start
+        self.rows["frames"][self.size % self.capacity] = torch.as_tensor(frame)
+        self.rows["starts"][self.size % self.capacity].fill_(self.start)
+        oldest = self.size - self.capacity + self.frames_per_stack  # the stacks of older rows have lost a frame
+        while self.first_ready < self.past_ready and self.ready[self.first_ready % self.capacity] < oldest:
+            self.first_ready += 1
 
     def add(self, action, reward, done, next_frame):
         """A transition, and the frame after it: of the same episode, also if it ends there."""
-        for name, value in (("actions", torch.as_tensor(action)), ("rewards", reward), ("dones", done)):
-            self.rows[name][self.size % len(self.whole)] = value
+        place = self.size % self.capacity
+        self.rows["actions"][place] = torch.as_tensor(action)
+        self.rows["rewards"][place].fill_(reward)  # a kernel; an assignment would wait for a copy to the GPU
+        self.rows["dones"][place].fill_(done)
         self.size += 1
         if self.size - self.args.n_step >= self.start:
-            self.whole[(self.size - self.args.n_step) % len(self.whole)] = True
+            self.ready[self.past_ready % self.capacity] = self.size - self.args.n_step
+            self.past_ready += 1
         self.observe(next_frame)
 
     def sample(self, uniform):
         """Rows of transitions, all equally likely. float64 [B] in 0..1, on the CPU -> int64 [B]."""
-        places = np.flatnonzero(self.whole)
-        if len(places) == 0:
+        count = self.past_ready - self.first_ready
+        if count == 0:
             fail(f"--n-step {self.args.n_step}: no episode was that long so far")
-        places = places[(uniform.numpy() * len(places)).astype(np.int64)]
-        return torch.from_numpy(self.size - (self.size - places) % len(self.whole))
+        places = self.first_ready + (uniform.numpy() * count).astype(np.int64)
+        return torch.from_numpy(self.ready[places % self.capacity])
 
     def gather(self, index):
         """Stacks, actions, n-step returns, bootstrap factors of rows. int64 [B] -> dict of [B, ...]."""
-        n_step, gamma, capacity = self.args.n_step, self.args.gamma, len(self.whole)
+        n_step, gamma, capacity = self.args.n_step, self.args.gamma, self.capacity
         both = torch.cat([index, index + n_step])
         stacks = both[:, None] + torch.arange(1 - self.frames_per_stack, 1, device=self.device)  # [2B, T]
         starts = self.rows["starts"][both % capacity]
@@ -725,19 +731,20 @@ class Replay:
 
     def state_dict(self):
         """Appends the new rows to the file and flushes them to disk; returns all the rest."""
-        first = max(self.saved, self.size + 1 - len(self.whole))  # rows lost before a save leave a hole
-        places = torch.arange(first, self.size + 1, device=self.device) % len(self.whole)
-        rows = np.empty(len(places), self.row)
-        for name, values in self.rows.items():
-            rows[name] = values[places].cpu()
-        if not np.isfinite(rows["rewards"]).all():
+        first = max(self.saved, self.size + 1 - self.capacity)  # rows lost before a save leave a hole
+        places = torch.arange(first, self.size + 1, device=self.device) % self.capacity
+        if not self.rows["rewards"][places].isfinite().all():
             sys.exit(f"error: a reward is not finite at step {self.size} or before; {self.path} is as it was")
         self.path.touch()
         with open(self.path, "r+b") as file:
             # The row that was under way at the last save is always in the file: its checkpoint needs it.
             file.truncate((self.saved + 1) * self.row.itemsize)  # what follows belongs to no checkpoint
             file.seek(first * self.row.itemsize)
-            file.write(rows)
+            for block in places.split(BLOCK):
+                rows = np.empty(len(block), self.row)
+                for name, values in self.rows.items():
+                    rows[name] = values[block].cpu()
+                file.write(rows)
             file.flush()
             os.fsync(file.fileno())
         self.saved = self.size
@@ -746,17 +753,21 @@ class Replay:
     def load_state_dict(self, state):
         """Takes the state and reads its newest rows back from the file, with the one under way."""
         self.size, self.start = state["size"], state["start"]
-        count, capacity, n_step = self.size + 1, len(self.whole), self.args.n_step
-        if not self.path.is_file() or self.path.stat().st_size < count * self.row.itemsize:
-            fail(f"{self.path} does not hold the {count} rows of the checkpoint")
-        first = max(count - capacity, 0)
-        rows = np.memmap(self.path, self.row, "r", shape=count)[first:]
-        places = np.arange(first, count) % capacity
-        for name, values in self.rows.items():
-            values[torch.from_numpy(places)] = torch.from_numpy(rows[name].copy()).to(self.device)
-        same = rows["starts"][:-n_step] == rows["starts"][n_step:]  # same episode n rows on
-        same[: max(self.size + self.frames_per_stack - capacity - first, 0)] = False  # as `observe` has it
-        self.whole[places[: len(same)]] = same
+        if not self.path.is_file() or self.path.stat().st_size < (self.size + 1) * self.row.itemsize:
+            fail(f"{self.path} does not hold the {self.size + 1} rows of the checkpoint")
+        stored = np.memmap(self.path, self.row, "r", shape=self.size + 1)
+        numbers = np.arange(max(self.size + 1 - self.capacity, 0), self.size + 1)
+        for first in range(0, len(numbers), BLOCK):
+            block = numbers[first : first + BLOCK]
+            for name, values in self.rows.items():
+                part = torch.from_numpy(stored[name][block]).to(self.device)
+                values[torch.from_numpy(block % self.capacity)] = part
+        starts = stored["starts"][numbers]
+        n_step = self.args.n_step
+        ready = numbers[:-n_step][starts[:-n_step] == starts[n_step:]]  # same episode n rows on
+        ready = ready[ready >= self.size - self.capacity + self.frames_per_stack]  # as `observe` has it
+        self.ready[: len(ready)] = ready
+        self.first_ready, self.past_ready = 0, len(ready)
         self.saved = self.size
 
 
@@ -806,10 +817,13 @@ def update(agent, target, optimizer, replay, pictures, draws, args):
 
 
 class Captured:
-    """A function of tensors -> {name: tensor}. If `on`: three plain calls, then one CUDA graph."""
+    """A function of tensors -> {name: tensor}. If `on`: three plain calls, then one CUDA graph, in the memory `pool`.
 
-    def __init__(self, function, on):
-        self.function, self.on, self.calls, self.graph = function, on, 0, None
+    Graphs can share a pool, because nothing that one leaves in it is read after another's replay.
+    """
+
+    def __init__(self, function, on, pool=None):
+        self.function, self.on, self.pool, self.calls, self.graph = function, on, pool, 0, None
         self.stream = torch.cuda.Stream() if on else None
 
     def __call__(self, *inputs):
@@ -824,9 +838,11 @@ class Captured:
             return outputs
         if self.graph is None:
             self.inputs, self.graph = [value.clone() for value in inputs], torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(self.graph, pool=self.pool):
                 self.outputs = self.function(*self.inputs)
         for own, given in zip(self.inputs, inputs, strict=True):
+            if own.shape != given.shape:
+                raise ValueError(f"recorded with {own.shape}, called with {given.shape}")
             own.copy_(given)
         self.graph.replay()
         return {name: value.clone() for name, value in self.outputs.items()}  # a replay overwrites the outputs
@@ -851,11 +867,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     pictures = torch.empty(1, device=device)
     if args.strong_augmentation == "overlay":
         pictures = load_pictures(args, obs_shape[1], seeds[1]).to(device)
-    try:
-        replay = Replay(rows_needed(args), obs_shape, num_actions, args, device, run.folder / "replay.bin")
-    except (MemoryError, RuntimeError) as error:
-        sizes = f"--buffer-size {args.buffer_size}, --overlay-pictures {args.overlay_pictures}"
-        fail(f"{sizes}: {str(error).splitlines()[0]}")
+    replay = Replay(rows_needed(args), obs_shape, num_actions, args, device, run.folder / "replay.bin")
     parts = {"agent": agent, "target": target, "optimizer": optimizer, "replay": replay}
     parts.update(explore_rng=explore_rng, sample_rng=sample_rng, noise_rng=noise_rng, augment_rng=augment_rng)
     run.restore({**parts, "strong_rng": strong_rng, "torch_rng": torch.default_generator})
@@ -887,8 +899,10 @@ def train(args, make_envs=make_envs, make_agent=Agent):
         while True:
             last = run.step >= args.total_timesteps
             if run.evaluation_due():  # at the top, so that an interrupted one is made after a resume
+                start = time.monotonic()
                 episodes = args.final_eval_episodes if last else args.eval_episodes
                 run.log(compare([agent], replace(args, eval_episodes=episodes), make_envs, run.tick))
+                run.log({"charts/eval_seconds": time.monotonic() - start})
                 run.evaluated = run.step
             if last:
                 break
@@ -1193,8 +1207,8 @@ def set_up_torch(args):
         args = replace(args, precision="tf32" if device.type == "cuda" else "fp32")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "the CPU"
     print(f"{args.precision} on {name}", flush=True)
-    torch.backends.cudnn.conv.fp32_precision = "tf32" if args.precision == "tf32" else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.allow_tf32 = args.precision == "tf32"  # convolutions
+    torch.backends.cuda.matmul.allow_tf32 = args.precision == "tf32"
     torch.backends.cudnn.benchmark = not args.torch_deterministic
     torch.use_deterministic_algorithms(args.torch_deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads it
@@ -1268,7 +1282,10 @@ def main(flags=None, make_envs=make_envs, make_agent=Agent):
         if saved.keys() != vars(args).keys():
             fail(f"{args.resume} is a run of another version of {Path(__file__).name}")
         args = tyro.cli(Args, args=flags, default=Args(**saved))
-    return train(args, make_envs, make_agent)
+    try:
+        return train(args, make_envs, make_agent)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        fail(f"out of memory: {str(error).splitlines()[0]}")
 
 
 if __name__ == "__main__":

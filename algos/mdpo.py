@@ -88,7 +88,7 @@ class Args:
     max_grad_norm: float = 0.5  # clip each agent's gradient to this norm
 
     # Evaluation on unseen and on training levels.
-    eval_every: int = 163_840  # steps between evaluations (0: never)
+    eval_every: int = 1_638_400  # steps between evaluations, 31 in a run (0: never)
     eval_episodes: int = 128  # episodes per evaluation, agent and set of levels
     final_eval_episodes: int = 128  # the same for the last evaluation
     eval_seed: int = 42  # draws the evaluated levels
@@ -103,7 +103,7 @@ class Args:
     cuda: bool = True  # use a GPU if there is one
     cuda_required: bool = False  # refuse to run without a GPU
     cuda_graphs: bool = True  # on a GPU: record acting and learning once and replay them
-    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"  # of the encoder (auto: tf32 on a GPU, else fp32)
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"  # bf16: encoder alone; auto: tf32 on GPU, fp32 on CPU
     torch_deterministic: bool = True  # only kernels that repeat bit for bit
     track: bool = False  # log to Weights & Biases too
     wandb_project_name: str = "holdout"  # project for --track
@@ -390,10 +390,13 @@ def update(agents, optimizer, batches, args):
 
 
 class Captured:
-    """A function of tensors -> {name: tensor}. If `on`: three plain calls, then one CUDA graph."""
+    """A function of tensors -> {name: tensor}. If `on`: three plain calls, then one CUDA graph, in the memory `pool`.
 
-    def __init__(self, function, on):
-        self.function, self.on, self.calls, self.graph = function, on, 0, None
+    Graphs can share a pool, because nothing that one leaves in it is read after another's replay.
+    """
+
+    def __init__(self, function, on, pool=None):
+        self.function, self.on, self.pool, self.calls, self.graph = function, on, pool, 0, None
         self.stream = torch.cuda.Stream() if on else None
 
     def __call__(self, *inputs):
@@ -408,9 +411,11 @@ class Captured:
             return outputs
         if self.graph is None:
             self.inputs, self.graph = [value.clone() for value in inputs], torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(self.graph, pool=self.pool):
                 self.outputs = self.function(*self.inputs)
         for own, given in zip(self.inputs, inputs, strict=True):
+            if own.shape != given.shape:
+                raise ValueError(f"recorded with {own.shape}, called with {given.shape}")
             own.copy_(given)
         self.graph.replay()
         return {name: value.clone() for name, value in self.outputs.items()}  # a replay overwrites the outputs
@@ -440,12 +445,10 @@ def train(args, make_envs=make_envs, make_agent=Agent):
 
     # A rollout [A, T, N, ...], and the same memory as one batch for each agent [A, T N, ...].
     shape, num_actions = (args.num_agents, args.num_steps, args.num_envs), int(envs.single_action_space.n)
-    try:
-        rollout = {"obs": torch.zeros(*shape, *envs.single_observation_space.shape, dtype=torch.uint8, device=device)}
-    except RuntimeError as error:
-        fail(f"--num-envs x --num-steps: {str(error).splitlines()[0]}")
+    pixels = np.zeros((*shape, *envs.single_observation_space.shape), np.uint8)
+    rollout = {"obs": torch.from_numpy(pixels).to(device)}
     rollout["actions"] = torch.zeros(shape, dtype=torch.int64, device=device)
-    for key in ("log_probs", "values", "rewards", "dones", "advantages", "returns"):
+    for key in ("log_probs", "values", "advantages", "returns"):
         rollout[key] = torch.zeros(shape, device=device)
     batches = {key: value.flatten(1, 2) for key, value in rollout.items()}
     batch_size = args.num_steps * args.num_envs
@@ -462,8 +465,10 @@ def train(args, make_envs=make_envs, make_agent=Agent):
         while True:
             last = run.step >= args.total_timesteps
             if run.evaluation_due():  # also after a resume, if it was interrupted
+                start = time.monotonic()
                 episodes = args.final_eval_episodes if last else args.eval_episodes
                 run.log(compare(agents, replace(args, eval_episodes=episodes), make_envs, run.tick))
+                run.log({"charts/eval_seconds": time.monotonic() - start})
                 run.evaluated = run.step
             if last:
                 break
@@ -471,20 +476,22 @@ def train(args, make_envs=make_envs, make_agent=Agent):
             # Collect T steps from each environment.
             start = time.monotonic()
             finished = [[] for _ in agents]  # (return, length) of episodes that end now
+            rewards, dones = torch.zeros(shape), torch.zeros(shape)  # on the CPU, where they come from
+            noise = torch.empty(*shape, num_actions)
+            for own, noise_rng in zip(noise, noise_rngs.values(), strict=True):
+                own.exponential_(generator=noise_rng)
+            noise = noise.to(device)
             for t in range(args.num_steps):
-                obs = torch.as_tensor(next_obs).to(device).unflatten(0, (args.num_agents, -1))
-                noise = torch.empty(args.num_agents, args.num_envs, num_actions)
-                for own, noise_rng in zip(noise, noise_rngs.values(), strict=True):
-                    own.exponential_(generator=noise_rng)
-                row = policy(obs, noise.to(device))
+                row = {"obs": torch.as_tensor(next_obs).to(device).unflatten(0, (args.num_agents, -1))}
+                row.update(policy(row["obs"], noise[:, t]))
+                for key, value in row.items():
+                    rollout[key][:, t] = value
                 actions = row["actions"].flatten().cpu().numpy()
                 next_obs, reward, terminated, truncated, info = envs.step(actions)
                 # Reference code: a time limit ends an episode like a failure does.
                 done = (terminated | truncated).reshape(args.num_agents, -1)
-                row["obs"], row["dones"] = obs, done
-                row["rewards"] = normaliser(reward.reshape(args.num_agents, -1), done)
-                for key, value in row.items():
-                    rollout[key][:, t] = torch.as_tensor(value)
+                dones[:, t] = torch.from_numpy(done)
+                rewards[:, t] = torch.from_numpy(normaliser(reward.reshape(args.num_agents, -1), done))
                 for n, episode_return, length in info["episodes"]:
                     finished[n // args.num_envs].append((episode_return, length))
                 run.tick(args.num_envs / 2)  # the bar counts playing and learning as half of a step
@@ -493,7 +500,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
             with torch.no_grad():
                 obs = torch.as_tensor(next_obs).to(device).unflatten(0, (args.num_agents, -1))
                 _, last_values = forward_all(agents, obs)
-            rewards, values, dones = rollout["rewards"], rollout["values"], rollout["dones"]
+            values, last_values = rollout["values"].cpu(), last_values.cpu()  # thousands of small operations
             advantages, returns = compute_gae(rewards, values, dones, last_values, args.gamma, args.gae_lambda)
             rollout["advantages"].copy_(advantages)
             rollout["returns"].copy_(returns)
@@ -540,14 +547,16 @@ def evaluate(agent, args, make_envs, split, tick=lambda: None):
     args = replace(args, seed=args.eval_seed, num_agents=1, num_envs=args.eval_episodes)
     envs, noise_rng = make_envs(args, split), torch.Generator().manual_seed(args.eval_seed)
     device, num_actions = next(agent.parameters()).device, int(envs.single_action_space.n)
-    active, returns = list(range(args.num_envs)), {}
+    everyone, returns = list(range(args.num_envs)), {}
+    active = everyone
     actions = np.zeros(args.num_envs, dtype=np.int64)
     agent.eval()
     obs, _ = envs.reset()
     while active:
-        noise = torch.empty(args.num_envs, num_actions).exponential_(generator=noise_rng)[active]
-        chosen = act([agent], torch.as_tensor(obs[active])[None].to(device), noise[None].to(device))
-        actions[active] = chosen["actions"][0].cpu().numpy()
+        playing = active if device.type == "cpu" else everyone  # a GPU is faster on batches of one size
+        noise = torch.empty(args.num_envs, num_actions).exponential_(generator=noise_rng)[playing]
+        chosen = act([agent], torch.as_tensor(obs[playing])[None].to(device), noise[None].to(device))
+        actions[playing] = chosen["actions"][0].cpu().numpy()
         obs, _, _, _, info = envs.step(actions)
         for n, episode_return, _ in info["episodes"]:
             returns.setdefault(n, episode_return)  # an environment's first episode counts
@@ -782,8 +791,8 @@ def set_up_torch(args):
         args = replace(args, precision="tf32" if device.type == "cuda" else "fp32")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "the CPU"
     print(f"{args.precision} on {name}", flush=True)
-    torch.backends.cudnn.conv.fp32_precision = "tf32" if args.precision == "tf32" else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.allow_tf32 = args.precision == "tf32"  # convolutions
+    torch.backends.cuda.matmul.allow_tf32 = args.precision == "tf32"
     torch.backends.cudnn.benchmark = not args.torch_deterministic
     torch.use_deterministic_algorithms(args.torch_deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads it
@@ -835,7 +844,10 @@ def main(flags=None, make_envs=make_envs, make_agent=Agent):
         if saved.keys() != vars(args).keys():
             fail(f"{args.resume} is a run of another version of {Path(__file__).name}")
         args = tyro.cli(Args, args=flags, default=Args(**saved))
-    return train(args, make_envs, make_agent)
+    try:
+        return train(args, make_envs, make_agent)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        fail(f"out of memory: {str(error).splitlines()[0]}")
 
 
 if __name__ == "__main__":

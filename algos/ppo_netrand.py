@@ -96,7 +96,7 @@ class Args:
     max_grad_norm: float = 0.5  # clip the gradient to this norm
 
     # Evaluation on unseen and on training levels.
-    eval_every: int = 163_840  # steps between evaluations (0: never)
+    eval_every: int = 819_200  # steps between evaluations, 31 in a run (0: never)
     eval_episodes: int = 128  # episodes per evaluation and set of levels
     final_eval_episodes: int = 128  # the same for the last evaluation
     eval_seed: int = 42  # draws the evaluated levels
@@ -111,7 +111,7 @@ class Args:
     cuda: bool = True  # use a GPU if there is one
     cuda_required: bool = False  # refuse to run without a GPU
     cuda_graphs: bool = True  # on a GPU: record acting and learning once and replay them
-    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"  # of the encoder (auto: tf32 on a GPU, else fp32)
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"  # bf16: encoder alone; auto: tf32 on GPU, fp32 on CPU
     torch_deterministic: bool = True  # only kernels that repeat bit for bit
     track: bool = False  # log to Weights & Biases too
     wandb_project_name: str = "holdout"  # project for --track
@@ -421,10 +421,13 @@ def update(agent, optimizer, kernel, clean, clip_coef, batch, args):
 
 
 class Captured:
-    """A function of tensors -> {name: tensor}. If `on`: three plain calls, then one CUDA graph."""
+    """A function of tensors -> {name: tensor}. If `on`: three plain calls, then one CUDA graph, in the memory `pool`.
 
-    def __init__(self, function, on):
-        self.function, self.on, self.calls, self.graph = function, on, 0, None
+    Graphs can share a pool, because nothing that one leaves in it is read after another's replay.
+    """
+
+    def __init__(self, function, on, pool=None):
+        self.function, self.on, self.pool, self.calls, self.graph = function, on, pool, 0, None
         self.stream = torch.cuda.Stream() if on else None
 
     def __call__(self, *inputs):
@@ -439,9 +442,11 @@ class Captured:
             return outputs
         if self.graph is None:
             self.inputs, self.graph = [value.clone() for value in inputs], torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(self.graph, pool=self.pool):
                 self.outputs = self.function(*self.inputs)
         for own, given in zip(self.inputs, inputs, strict=True):
+            if own.shape != given.shape:
+                raise ValueError(f"recorded with {own.shape}, called with {given.shape}")
             own.copy_(given)
         self.graph.replay()
         return {name: value.clone() for name, value in self.outputs.items()}  # a replay overwrites the outputs
@@ -473,12 +478,10 @@ def train(args, make_envs=make_envs, make_agent=Agent):
 
     # A rollout [T, N, ...], and the same memory as one batch [T N, ...].
     shape, num_actions = (args.num_steps, args.num_envs), int(envs.single_action_space.n)
-    try:
-        rollout = {"obs": torch.zeros(*shape, *envs.single_observation_space.shape, dtype=torch.uint8, device=device)}
-    except RuntimeError as error:
-        fail(f"--num-envs x --num-steps: {str(error).splitlines()[0]}")
+    pixels = np.zeros((*shape, *envs.single_observation_space.shape), np.uint8)
+    rollout = {"obs": torch.from_numpy(pixels).to(device)}
     rollout["actions"] = torch.zeros(shape, dtype=torch.int64, device=device)
-    for key in ("log_probs", "values", "rewards", "dones", "advantages", "returns"):
+    for key in ("log_probs", "values", "advantages", "returns"):
         rollout[key] = torch.zeros(shape, device=device)
     batch = {key: value.flatten(0, 1) for key, value in rollout.items()}
     batch_size = args.num_steps * args.num_envs
@@ -490,14 +493,17 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     # One of each for clean iterations and one for the others: a CUDA graph has no branches.
     views = {True: agent, False: partial(agent, kernel=kernel)}
     policies = {clean: Captured(partial(act, view), graphs) for clean, view in views.items()}
-    learners = {clean: Captured(partial(learn, clean), graphs) for clean in views}
+    pool = torch.cuda.graph_pool_handle() if graphs else None  # for both, which never run at once
+    learners = {clean: Captured(partial(learn, clean), graphs, pool) for clean in views}
     next_obs, _ = envs.reset()
     with run:
         while True:
             last = run.step >= args.total_timesteps
             if run.evaluation_due():  # also after a resume, if it was interrupted
+                start = time.monotonic()
                 changes = {"eval_episodes": args.final_eval_episodes} if last else {"mc_samples": 0}
                 run.log(compare([agent], replace(args, **changes), make_envs, run.tick))
+                run.log({"charts/eval_seconds": time.monotonic() - start})
                 run.evaluated = run.step
             if last:
                 break
@@ -512,26 +518,26 @@ def train(args, make_envs=make_envs, make_agent=Agent):
 
             # Collect T steps from each environment.
             finished = []  # (environment, return, length) of episodes that end now
+            rewards, dones = torch.zeros(shape), torch.zeros(shape)  # on the CPU, where they come from
+            noise = torch.empty(*shape, num_actions).exponential_(generator=noise_rng).to(device)
             for t in range(args.num_steps):
-                obs = torch.as_tensor(next_obs).to(device)
-                noise = torch.empty(args.num_envs, num_actions).exponential_(generator=noise_rng)
-                row = policies[clean](obs, noise.to(device))
-                actions = row["actions"].cpu().numpy()
-                next_obs, reward, terminated, truncated, info = envs.step(actions)
+                row = {"obs": torch.as_tensor(next_obs).to(device)}
+                row.update(policies[clean](row["obs"], noise[t]))
+                for key, value in row.items():
+                    rollout[key][t] = value
+                next_obs, reward, terminated, truncated, info = envs.step(row["actions"].cpu().numpy())
                 # Reference code: a time limit ends an episode like a failure does.
                 done = terminated | truncated
                 if args.norm_reward:
                     reward = normaliser(reward[None], done[None])[0]
-                row["obs"], row["dones"], row["rewards"] = obs, done, reward
-                for key, value in row.items():
-                    rollout[key][t] = torch.as_tensor(value)
+                rewards[t], dones[t] = torch.from_numpy(reward), torch.from_numpy(done)
                 finished.extend(info["episodes"])
                 run.tick(args.num_envs / 2)
 
             # Learn from them.
             with torch.no_grad():
                 _, last_values = views[clean](torch.as_tensor(next_obs).to(device))
-            rewards, values, dones = rollout["rewards"], rollout["values"], rollout["dones"]
+            values, last_values = rollout["values"].cpu(), last_values.cpu()  # thousands of small operations
             advantages, returns = compute_gae(rewards, values, dones, last_values, args.gamma, args.gae_lambda)
             rollout["advantages"].copy_(advantages)
             rollout["returns"].copy_(returns)
@@ -549,18 +555,17 @@ def train(args, make_envs=make_envs, make_agent=Agent):
             run.step += batch_size
 
             # Log and save.
-            run.log({"charts/SPS": batch_size / (time.monotonic() - start), "charts/frames": run.step})
-            run.log({"charts/learning_rate": rate.item(), "charts/reward": rewards.mean().item()})
-            run.log({"charts/clean": float(clean)})
+            run.log({"charts/SPS": batch_size / (time.monotonic() - start)})
+            run.log({"charts/frames": run.step, "charts/reward": rewards.mean().item()})
+            run.log({"charts/learning_rate": rate.item(), "charts/clean": float(clean)})
             for key, value in default_collate(losses).items():
                 run.log({f"losses/{key}": value.mean().item()})
-            unexplained = (returns - values).var() / returns.var()
-            run.log({"losses/explained_variance": 1 - unexplained.nan_to_num(1, 1).item()})
+            unexplained = ((returns - values).var() / returns.var()).nan_to_num(1, 1)
+            run.log({"losses/explained_variance": 1 - unexplained.item()})
             if finished:
-                _, episode_return, length = np.mean(finished, axis=0).tolist()
-                suffix = "_clean" if clean else ""
-                run.log({f"charts/episodic_return{suffix}": episode_return})
-                run.log({f"charts/episodic_length{suffix}": length})
+                means, suffix = np.mean(finished, axis=0).tolist(), "_clean" if clean else ""
+                run.log({f"charts/episodic_return{suffix}": means[1]})
+                run.log({f"charts/episodic_length{suffix}": means[2]})
             if run.passed(args.exact_every, run.exact_step):  # in every run, resumed or not
                 envs.close()
                 envs = make_envs(args, "train", run.step)
@@ -584,19 +589,21 @@ def evaluate(agent, args, make_envs, split, tick=lambda: None):
     envs, noise_rng = make_envs(args, split), torch.Generator().manual_seed(args.eval_seed)
     kernel_rng = torch.Generator().manual_seed(args.eval_seed)
     device, num_actions = next(agent.parameters()).device, int(envs.single_action_space.n)
-    active, returns = list(range(args.num_envs)), {}
+    everyone, returns = list(range(args.num_envs)), {}
+    active = everyone
     actions = np.zeros(args.num_envs, dtype=np.int64)
     agent.eval()
     obs, _ = envs.reset()
     while active:
-        noise = torch.empty(args.num_envs, num_actions).exponential_(generator=noise_rng)[active].to(device)
-        seen = torch.as_tensor(obs[active]).to(device)
+        playing = active if device.type == "cpu" else everyone  # a GPU is faster on batches of one size
+        noise = torch.empty(args.num_envs, num_actions).exponential_(generator=noise_rng)[playing].to(device)
+        seen = torch.as_tensor(obs[playing]).to(device)
         if args.mc_samples > 0:
             kernels = torch.stack([random_kernel(kernel_rng) for _ in range(args.mc_samples)]).to(device)
             chosen = (monte_carlo_policy(agent, seen, kernels) / noise).argmax(-1)  # a sample, as in act
         else:
             chosen = act(agent, seen, noise)["actions"]
-        actions[active] = chosen.cpu().numpy()
+        actions[playing] = chosen.cpu().numpy()
         obs, _, _, _, info = envs.step(actions)
         for n, episode_return, _ in info["episodes"]:
             returns.setdefault(n, episode_return)  # an environment's first episode counts
@@ -825,8 +832,8 @@ def set_up_torch(args):
         args = replace(args, precision="tf32" if device.type == "cuda" else "fp32")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "the CPU"
     print(f"{args.precision} on {name}", flush=True)
-    torch.backends.cudnn.conv.fp32_precision = "tf32" if args.precision == "tf32" else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.allow_tf32 = args.precision == "tf32"  # convolutions
+    torch.backends.cuda.matmul.allow_tf32 = args.precision == "tf32"
     torch.backends.cudnn.benchmark = not args.torch_deterministic
     torch.use_deterministic_algorithms(args.torch_deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads it
@@ -883,7 +890,10 @@ def main(flags=None, make_envs=make_envs, make_agent=Agent):
         if saved.keys() != vars(args).keys():
             fail(f"{args.resume} is a run of another version of {Path(__file__).name}")
         args = tyro.cli(Args, args=flags, default=Args(**saved))
-    return train(args, make_envs, make_agent)
+    try:
+        return train(args, make_envs, make_agent)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        fail(f"out of memory: {str(error).splitlines()[0]}")
 
 
 if __name__ == "__main__":

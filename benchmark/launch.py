@@ -264,7 +264,10 @@ class Local:
         for worker in range(workers):
             environment = {"OMP_NUM_THREADS": threads}
             if gpus:
-                environment["CUDA_VISIBLE_DEVICES"] = gpus[worker % len(gpus)]
+                gpu = gpus[worker % len(gpus)]
+                environment["CUDA_VISIBLE_DEVICES"] = gpu
+                if gpu.isdigit() and "MUJOCO_EGL_DEVICE_ID" not in os.environ:  # DeepMind Control renders there
+                    environment["MUJOCO_EGL_DEVICE_ID"] = gpu
             self.free.append(environment)
 
     def start(self, run):

@@ -203,32 +203,45 @@ class Enough(Exception):
 
 
 def inside(args):
-    """Trains with a clock around each phase. Prints one line of JSON per iteration, then one about the run."""
-    script = common.load_script(args.script)
-    flags = ["--eval-every", "0", "--save-minutes", "0", "--exact-every", "0", *shlex.split(args.flags)]
-    run_args = vars(tyro.cli(script.Args, args=flags))
+    """Prints one line of JSON per iteration, and waits for one before the next; then one about the run."""
+
+    def between(iteration):
+        print(json.dumps(iteration), flush=True)
+        sys.stdin.readline()
+
     sys.stdin.readline()
-    warm_up, batch_size = run_args.get("learning_starts", 0), args.steps
+    about, _ = iterate(args.script, shlex.split(args.flags), args.steps, 1 + args.iterations, between)
+    print(json.dumps(about), flush=True)
+
+
+def iterate(path, flags, steps, wanted, between, make_envs=None, limit=5.0):
+    """Trains for some iterations, with a clock around each phase -> what is known about the run, its networks.
+
+    between(phases and updates of an iteration) is called after each. limit: seconds for timing the bare network.
+    """
+    script = common.load_script(path)
+    make_envs = make_envs or script.make_envs
+    all_flags = ["--eval-every", "0", "--save-minutes", "0", "--exact-every", "0", *flags]
+    run_args = vars(tyro.cli(script.Args, args=all_flags))
+    warm_up, batch_size = run_args.get("learning_starts", 0), steps
     if "num_steps" in run_args:  # rollouts
         batch_size = run_args["num_envs"] * run_args["num_steps"]
-    wanted = 1 + args.iterations
     total = warm_up + (wanted + 1) * batch_size  # the last iteration is stopped at its first step
-    clock, calls, played, ended = Clock(), [], 0, 0
+    clock, calls, agents, played, ended = Clock(), [], [], 0, 0
 
     def count():
         """Before each step of training: ends an iteration if all of its steps are done, and learned from."""
         nonlocal played, ended
         if played >= warm_up + (ended + 1) * batch_size:
-            print(json.dumps(clock.read()), flush=True)
-            sys.stdin.readline()
+            between(clock.read())
             clock.reset()
             ended += 1
             if ended == wanted:
                 raise Enough
         played += run_args["num_envs"]
 
-    def make_envs(args, split, *start):
-        envs = script.make_envs(args, split, *start)
+    def make_timed_envs(args, split, *start):
+        envs = make_envs(args, split, *start)
         step = clock.timed("environments", envs.step)
 
         def counted_step(actions):
@@ -238,29 +251,34 @@ def inside(args):
         envs.step = step if clock.inside else counted_step  # an evaluation makes its own
         return envs
 
+    def make_agent(envs, args):
+        agents.append(script.Agent(envs, args))
+        return agents[-1]
+
     script.act = clock.timed("inference", script.act)
     script.update = clock.timed("update", noting_calls(script.update, calls))
     script.evaluate = clock.timed("evaluation", script.evaluate)
     script.Captured.__call__ = clock.timed(None, script.Captured.__call__)
     with tempfile.TemporaryDirectory() as runs_dir:
         with contextlib.suppress(Enough):
-            script.main([*flags, "--total-timesteps", str(total), "--runs-dir", runs_dir], make_envs)
+            script.main(
+                [*all_flags, "--total-timesteps", str(total), "--runs-dir", runs_dir], make_timed_envs, make_agent
+            )
         about = json.loads(next(Path(runs_dir).glob("*/args.json")).read_text())
     hardware, packages = about["hardware"], []
     for name in ("torch", "numpy", "envpool", "dm_control"):
         if name in about["packages"]:
             packages.append(f"{name}=={about['packages'][name]}")
-    about = {
+    return {
         "steps": batch_size * run_args.get("num_agents", 1),
-        "limit_seconds": limit_seconds(calls),
+        "limit_seconds": limit_seconds(calls, limit),
         "precision": about["args"]["precision"],
-        "command": shlex.join(["python", args.script, *shlex.split(args.flags)]),
+        "command": shlex.join(["python", path, *flags]),
         "commit": about["commit"],
         "packages": " ".join(packages),
         "hardware": f"{hardware['gpu'] or 'no GPU'}, {hardware['cores']} cores {hardware['cpu']},"
         f" {hardware['torch_threads']} torch threads",
-    }
-    print(json.dumps(about), flush=True)
+    }, agents
 
 
 class Clock:
@@ -338,7 +356,7 @@ def noting_calls(function, calls):
     return noting
 
 
-def limit_seconds(calls):
+def limit_seconds(calls, limit):
     """Seconds of forward, backward and Adam for the networks and inputs of an update: the fastest of some tries."""
     learning = {network: list(network.parameters()) for network, _, learns in calls if learns}
     optimizer = torch.optim.Adam(itertools.chain(*learning.values()), lr=1e-6, fused=True)
@@ -354,7 +372,7 @@ def limit_seconds(calls):
         optimizer.step()
 
     seconds = []
-    while len(seconds) < 3 or sum(seconds) < 5:
+    while len(seconds) < 3 or sum(seconds) < limit:
         start = now()
         step()
         seconds.append(now() - start)

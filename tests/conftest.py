@@ -16,6 +16,7 @@ import torch
 import torch.nn as nn
 
 ROOT = Path(__file__).parent.parent
+TIMES = ("charts/SPS", "charts/eval_seconds")  # keys of metrics.csv that no two runs share
 SCRIPTS = ["drq_sam_reset", "drqv2_pieg", "mdpo", "ppo_netrand", "sac_sam_reset"]
 
 # A row per script. args: arguments under which `train` runs on scripted environments in about a second (two iterations,
@@ -249,8 +250,14 @@ def same(one, two):
 
 
 def metrics_of(folder):
-    """The lines of metrics.csv, without the one thing that no two runs share."""
-    return [line for line in (Path(folder) / "metrics.csv").read_text().splitlines() if "charts/SPS" not in line]
+    """The lines of metrics.csv, without what no two runs share."""
+    lines = (Path(folder) / "metrics.csv").read_text().splitlines()
+    return [line for line in lines if not any(key in line for key in TIMES)]
+
+
+def ready_rows(replay):
+    """The rows of a replay that can be sampled, the oldest first. int64 [rows]."""
+    return replay.ready[np.arange(replay.first_ready, replay.past_ready) % replay.capacity]
 
 
 def assert_resumes_exactly(tmp_path, go, tiny, make_envs, exact_step):

@@ -511,10 +511,10 @@ def test_swa_evaluates_the_mean_of_the_last_weights(sam, monkeypatch, tmp_path):
         return before, logits, networks.weights_of(agent.train())
 
     run(monkeypatch, "drq_sam_reset", "swa", *flags_of("drq_sam_reset", tmp_path, eval_every=9), *["--sam"] * sam)
-    chosen = torch.stack(weights[6:14:2])  # weights[n] are those after n of 14 updates
+    chosen = torch.stack(weights[6:13:2])  # weights[n] are those after n of 13 updates
     state = torch.load(folder_in(tmp_path) / "checkpoint.pt", weights_only=True)
     for network in ("agent", "target"):
-        assert state[network]["average.count"] == len(chosen) and state[network]["average.passes"] == 14 * (1 + sam)
+        assert state[network]["average.count"] == len(chosen) and state[network]["average.passes"] == 13 * (1 + sam)
         assert torch.allclose(state[network]["average.mean"], chosen.mean(0), atol=1e-6)
     args = tiny_args("drq_sam_reset", tmp_path)
     twin = script.Agent(PlainEnvs(args, "test"), args)

@@ -5,6 +5,7 @@ meanwhile stays as it was. So a function that would not survive a capture gives 
 """
 
 import contextlib
+import functools
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def memory_of(values):
 class StandIn(TorchDispatchMode):
     """Records the operations within `with` for replay(). As with a real capture, nothing has happened when it ends."""
 
-    def __init__(self, graph):
+    def __init__(self, graph, pool=None):
         super().__init__()
         self.operations, self.before, self.rng_state = [], [], torch.get_rng_state()
         graph.operations = self.operations
@@ -73,7 +74,7 @@ def graphs(monkeypatch):
     """torch.cuda's part in a capture, on a CPU."""
     Graph.replays = 0
     stand_ins = {"CUDAGraph": Graph, "graph": StandIn, "Stream": Stream, "current_stream": Stream}
-    stand_ins |= {"stream": lambda _: contextlib.nullcontext()}
+    stand_ins |= {"stream": lambda _: contextlib.nullcontext(), "graph_pool_handle": lambda: None}
     stand_ins |= {"get_rng_state": torch.get_rng_state, "set_rng_state": torch.set_rng_state}
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
@@ -83,7 +84,7 @@ def graphs(monkeypatch):
 def captured_script(script, graphs, monkeypatch):
     """A script that captures where it otherwise would not."""
     real = script.Captured
-    monkeypatch.setattr(script, "Captured", lambda function, on: real(function, True))
+    monkeypatch.setattr(script, "Captured", lambda function, on, pool=None: real(function, True))
     return script
 
 
@@ -135,6 +136,8 @@ def test_inputs_are_copied_in_and_outputs_are_the_callers(captured_of_mdpo):
     assert first["first"].tolist() == [1, 1] and second["first"].tolist() == [3, 3]
     with pytest.raises(ValueError, match="zip"):
         captured(torch.ones(2))
+    with pytest.raises(ValueError, match=r"recorded with torch.Size\(\[2\]\), called with torch.Size\(\[1\]\)"):
+        captured(torch.ones(1), torch.ones(2))  # copy_ would repeat it
 
 
 def test_switched_off_it_is_the_function(captured_of_mdpo):
@@ -178,7 +181,7 @@ def test_captured_training_is_eager_training(captured_script, tmp_path):
     args = replace(args, total_timesteps=2 * args.total_timesteps)
     captured = trained(script, args)
     assert Graph.replays > 10
-    script.Captured = lambda function, on: function
+    script.Captured = lambda function, on, pool=None: function
     eager = trained(script, replace(args, runs_dir=str(tmp_path / "eager")))
     assert torch.equal(captured, eager)
 
@@ -195,18 +198,45 @@ def test_a_captured_run_resumes_exactly(captured_script, tmp_path):
 
 
 # ---- On a GPU ----
+def on_a_gpu(script, args, **changes):
+    return weights(script.train(replace(args, cuda=True, eval_every=0, **changes), ScriptedEnvs))
+
+
+@pytest.fixture
+def live_inputs(monkeypatch):
+    """torch says so if a graph would read memory that was freed."""
+    monkeypatch.setattr(torch.cuda, "graph", functools.partial(torch.cuda.graph, check_input_liveness=True))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_captured_is_eager_on_a_gpu(script, tmp_path):
-    """In fp32, in one go and stopped half way, bit for bit."""
-    args = tiny_args(script.__name__, tmp_path / "eager", eval_every=0, cuda=True, cuda_graphs=False, precision="fp32")
-    long = replace(args, total_timesteps=2 * args.total_timesteps)
-    eager = weights(script.train(long, ScriptedEnvs))
-    graphs = replace(args, cuda_graphs=True, runs_dir=str(tmp_path / "graphs"))
-    assert torch.equal(
-        eager, weights(script.train(replace(graphs, total_timesteps=long.total_timesteps), ScriptedEnvs))
-    )
-    part = replace(graphs, runs_dir=str(tmp_path / "part"))
-    script.train(part, ScriptedEnvs)
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_captured_is_eager_on_a_gpu(script, precision, live_inputs, tmp_path):
+    """In one go, with all that changes over time, bit for bit."""
+    args = tiny_args(script.__name__, tmp_path, precision=precision, **CHANGING.get(script.__name__, {}))
+    args = replace(args, total_timesteps=2 * args.total_timesteps)
+    eager = on_a_gpu(script, args, cuda_graphs=False)
+    assert torch.equal(eager, on_a_gpu(script, args, cuda_graphs=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_captured_run_resumes_exactly_on_a_gpu(script, live_inputs, tmp_path):
+    changes = {key: value for key, value in CHANGING.get(script.__name__, {}).items() if "anneal" not in key}
+    args = tiny_args(script.__name__, tmp_path / "part", precision="fp32", **changes)
+    total = 2 * args.total_timesteps
+    eager = on_a_gpu(script, args, cuda_graphs=False, total_timesteps=total, runs_dir=str(tmp_path / "eager"))
+    on_a_gpu(script, args)
     folder = folder_in(tmp_path / "part")
-    resumed = replace(part, total_timesteps=long.total_timesteps, resume=str(folder))
-    assert torch.equal(eager, weights(script.train(resumed, ScriptedEnvs)))
+    assert torch.equal(eager, on_a_gpu(script, args, total_timesteps=total, resume=str(folder)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_default_sizes_on_a_gpu(script, precision, live_inputs, tmp_path):
+    """One rollout with its updates, or twenty updates."""
+    names = vars(script.Args())
+    sizes = {"total_timesteps": 1} if "num_steps" in names else {"learning_starts": 600, "total_timesteps": 640}
+    if "encoder_weights" in names:
+        sizes["encoder_weights"] = "random"
+    args = script.Args(runs_dir=str(tmp_path), precision=precision, **sizes)
+    eager = on_a_gpu(script, args, cuda_graphs=False)
+    assert torch.equal(eager, on_a_gpu(script, args, cuda_graphs=True))

@@ -54,7 +54,7 @@ ONE_SCRIPT = {
         ("--env-id BigfishMedium-v0", "--env-id BigfishMedium-v0: no such game; there are " + GAMES),
         ("--num-minibatches 3", "--num-minibatches 3: does not cut 16384 steps into equal parts of 2 or more"),
         ("--num-minibatches 16384", "--num-minibatches 16384: does not cut 16384 steps"),
-        ("--num-steps 1000000000", "--num-envs x --num-steps: "),
+        ("--num-steps 1000000000", "out of memory: Unable to allocate"),
         ("--num-levels 3000000000", "--num-levels 3000000000: from -1 to 2147483647"),
         ("--start-level 3000000000", "--start-level 3000000000: from 0 to 2147483647"),
         ("--eval-seed -1", "--eval-seed -1: from"),
@@ -90,7 +90,7 @@ ONE_SCRIPT = {
         ("--fm-coef -1", "--fm-coef -1.0: from"),
         ("--mc-samples -1", "--mc-samples -1: from"),
         ("--num-minibatches 3", "--num-minibatches 3: does not cut 16384 steps into equal parts of 2 or more"),
-        ("--num-steps 1000000000", "--num-envs x --num-steps: "),
+        ("--num-steps 1000000000", "out of memory: Unable to allocate"),
         ("--resume @/run --total-timesteps 99 --clean-prob 0.9", "--clean-prob is 0.1 in that run and stays so"),
         ("--resume @/run --total-timesteps 99 --no-netrand", "--netrand is True in that run and stays so"),
     ],
@@ -101,7 +101,7 @@ ONE_SCRIPT = {
         ("--action-repeat -1", "--action-repeat -1: from"),
         ("--sam-rho nan", "--sam-rho nan: from"),
         ("--learning-starts 0", "--learning-starts 0: from 1"),
-        ("--buffer-size 10000000000", "--buffer-size 10000000000: "),
+        ("--buffer-size 10000000000", "out of memory: Unable to allocate"),
         ("--total-timesteps 1000000000000", "--total-timesteps: 3906250000 MB of replay do not fit on the disk"),
         ("--resume @/run --total-timesteps 99 --sam-on actor", "--sam-on is both in that run and stays so"),
         ("--resume @/run --total-timesteps 99 --action-repeat 4", "--action-repeat is 2 in that run and stays so"),
@@ -272,3 +272,19 @@ def test_an_envpool_id_has_its_own_mode(name, env_id, mode, made, levels, tmp_pa
     script.make_envs(script.check(tiny_args(name, tmp_path, env_id=env_id, distribution_mode=mode)), "train")
     (call,) = envpool.make_gymnasium.call_args_list
     assert (call.args, call.kwargs["num_levels"]) == ((made,), levels)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("Unable to allocate 8 PiB"), torch.OutOfMemoryError("no room\nand more")]
+)
+def test_too_little_memory_is_one_line(error, monkeypatch, capsys):
+    """Wherever in training it ends: of the host, or of a GPU."""
+    script = load("mdpo")
+
+    def train(*_):
+        raise error
+
+    monkeypatch.setattr(script, "train", train)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        script.main(["--env-id", "bigfish"])
+    assert capsys.readouterr().err == f"error: out of memory: {str(error).splitlines()[0]}\n"

@@ -396,7 +396,7 @@ def test_method_off_is_rainbow_bit_for_bit(tmp_path):
 def test_noise_schemes(tmp_path, monkeypatch, noise):
     seen, update = [], drq.update
     monkeypatch.setattr(drq, "update", lambda *args: (seen.append(args[4]["noise"].clone()), update(*args))[1])
-    go(tiny(tmp_path, sam_noise=noise, total_timesteps=14))
+    go(tiny(tmp_path, sam_noise=noise, total_timesteps=15))
     assert len(seen) == 6
     for first, second in seen:
         assert torch.equal(first, second) == (noise == "reuse") and (first.abs().sum() == 0) == (noise == "none")

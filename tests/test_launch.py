@@ -285,9 +285,13 @@ def test_workers_share_gpus_and_cores(monkeypatch):
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
         return [tuple(slot.values()) for slot in launch.Local(launch.Args(lists=(), **flags), []).free]
 
+    assert environments() == [("6", "0", "0"), ("6", "1", "1")]  # cores, and where it computes and renders
+    assert environments("4,7", runs_per_gpu=2) == [("3", "4", "4"), ("3", "7", "7"), ("3", "4", "4"), ("3", "7", "7")]
+    assert environments(workers=3) == [("4", "0", "0"), ("4", "1", "1"), ("4", "0", "0")]
+    assert environments("GPU-8a2f,GPU-95ed") == [("6", "GPU-8a2f"), ("6", "GPU-95ed")]  # EGL knows numbers alone
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "3")
     assert environments() == [("6", "0"), ("6", "1")]
-    assert environments("4,7", runs_per_gpu=2) == [("3", "4"), ("3", "7"), ("3", "4"), ("3", "7")]
-    assert environments(workers=3) == [("4", "0"), ("4", "1"), ("4", "0")]
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert environments("") == [("12",)]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")

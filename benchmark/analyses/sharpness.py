@@ -160,7 +160,7 @@ def rainbow(run):
     replay = script.Replay(state["replay"]["size"], shape, args, device, run.folder / "replay.bin")
     replay.load_state_dict(state["replay"])
     replay.begin(np.zeros(shape[1:], np.uint8))  # the observation under way is not in the file
-    require(run, replay.priorities)
+    require(run, replay.priorities.any())
 
     def sample(count, rng):
         return replay.sample(torch.rand(count, dtype=torch.float64, generator=rng).to(device), 1.0)
@@ -204,7 +204,7 @@ def soft_actor_critic(run):
     (shape, num_actions), device = spaces(run), agent.log_alpha.device
     replay = script.Replay(args.buffer_size, shape, num_actions, args, device, run.folder / "replay.bin")
     replay.load_state_dict(state["replay"])
-    require(run, replay.whole)
+    require(run, replay.past_ready > replay.first_ready)
 
     def sample(count, rng):
         rows = replay.sample(torch.rand(count, dtype=torch.float64, generator=rng))
@@ -250,7 +250,7 @@ def spaces(run):
 
 
 def require(run, there):
-    if not there.any():
+    if not there:
         common.fail(f"{run.folder}: its replay holds no transition that can be learned from")
 
 

@@ -262,7 +262,7 @@ def swa(script):
         def __init__(self, envs, args):
             super().__init__(envs, args)
             self.average = Average(weights_of(self), passes_per_update=1 + args.sam)
-            self.updates = args.replay_ratio * (args.total_timesteps - args.learning_starts + 1)
+            self.updates = args.replay_ratio * (args.total_timesteps - args.learning_starts)
 
         # Only learning makes passes with gradients through the online network: one per update, with SAM two.
         def forward(self, pixels):
