@@ -188,7 +188,8 @@ def short_form(path, argv):
     if "--resume" in argv:
         return ["--eval-every", "0", "--total-timesteps", "192" if "--total-timesteps" in argv else "128"]
     if path.startswith("algos/") or "--env-id" in argv:
-        return short_training(script_of(path, argv), is_evaluated(argv))
+        plain = ["--precision", "fp32"] if "bf16" in argv else []  # bf16 is slow on most processors
+        return [*short_training(script_of(path, argv), is_evaluated(argv)), *plain]
     return []
 
 
