@@ -31,7 +31,7 @@ COPIES = (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
 # Operations that launch no kernel.
 VIEWS = ("view", "expand", "select", "slice", "permute", "transpose", "unsqueeze", "squeeze", "detach", "as_strided")
 VIEWS += ("split", "chunk", "unbind", "alias", "t.default", "_reshape_alias", "unfold", "diagonal", "_unsafe_view")
-VIEWS += ("lift", "empty")
+VIEWS += ("lift", "empty", "device")
 counts = collections.Counter()
 recording = False
 
