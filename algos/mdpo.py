@@ -515,11 +515,11 @@ def train(args, make_envs=make_envs, make_agent=Agent):
             run.step += batch_size
 
             # Log and save.
-            run.log({"charts/SPS": args.num_agents * batch_size / (time.monotonic() - start)})
             run.log({"charts/frames": args.num_agents * run.step, "charts/learning_rate": rate.item()})
             run.log(per_agent("charts/reward", rewards.mean((1, 2)).tolist()))
             for key, value in default_collate(losses).items():
-                run.log(per_agent(f"losses/{key}", value.mean(0).tolist()))
+                run.log(per_agent(f"losses/{key}", value.mean(0).tolist()))  # waits for a GPU's last update
+            run.log({"charts/SPS": args.num_agents * batch_size / (time.monotonic() - start)})
             unexplained = (returns - values).flatten(1).var(1) / returns.flatten(1).var(1)
             run.log(per_agent("losses/explained_variance", (1 - unexplained.nan_to_num(1, 1)).tolist()))
             if all(finished):
@@ -804,7 +804,7 @@ MAY_CHANGE = ("resume", "total_timesteps", "eval_", "final_eval_", "save_", "run
 POSITIVE = ("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs")
 POSITIVE += ("eval_episodes", "final_eval_episodes")
 SMALLEST = {**dict.fromkeys(POSITIVE, 1), "num_levels": -1, "clip_coef": 1e-6}
-LARGEST = {"gamma": 1, "gae_lambda": 1, "num_levels": 2**31 - 1, "start_level": 2**31 - 1}
+LARGEST = {"gamma": 1, "gae_lambda": 1, "num_steps": 2**40, "num_levels": 2**31 - 1, "start_level": 2**31 - 1}
 
 
 def check(args):
@@ -847,7 +847,8 @@ def main(flags=None, make_envs=make_envs, make_agent=Agent):
     try:
         return train(args, make_envs, make_agent)
     except (MemoryError, torch.OutOfMemoryError) as error:
-        fail(f"out of memory: {str(error).splitlines()[0]}")
+        reason, _, _ = str(error).partition("\n")
+        fail(f"out of memory: {reason}")
 
 
 if __name__ == "__main__":

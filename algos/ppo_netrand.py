@@ -555,11 +555,11 @@ def train(args, make_envs=make_envs, make_agent=Agent):
             run.step += batch_size
 
             # Log and save.
-            run.log({"charts/SPS": batch_size / (time.monotonic() - start)})
             run.log({"charts/frames": run.step, "charts/reward": rewards.mean().item()})
             run.log({"charts/learning_rate": rate.item(), "charts/clean": float(clean)})
             for key, value in default_collate(losses).items():
-                run.log({f"losses/{key}": value.mean().item()})
+                run.log({f"losses/{key}": value.mean().item()})  # waits for a GPU's last update
+            run.log({"charts/SPS": batch_size / (time.monotonic() - start)})
             unexplained = ((returns - values).var() / returns.var()).nan_to_num(1, 1)
             run.log({"losses/explained_variance": 1 - unexplained.item()})
             if finished:
@@ -846,7 +846,8 @@ MAY_CHANGE += ("mc_samples",)
 POSITIVE = ("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs")
 POSITIVE += ("eval_episodes", "final_eval_episodes")
 SMALLEST = {**dict.fromkeys(POSITIVE, 1), "num_levels": -1, "clip_coef": 1e-6}
-LARGEST = {"gamma": 1, "gae_lambda": 1, "clean_prob": 1, "num_levels": 2**31 - 1, "start_level": 2**31 - 1}
+LARGEST = {"gamma": 1, "gae_lambda": 1, "clean_prob": 1, "num_steps": 2**40}
+LARGEST.update(num_levels=2**31 - 1, start_level=2**31 - 1)
 
 
 def check(args):
@@ -893,7 +894,8 @@ def main(flags=None, make_envs=make_envs, make_agent=Agent):
     try:
         return train(args, make_envs, make_agent)
     except (MemoryError, torch.OutOfMemoryError) as error:
-        fail(f"out of memory: {str(error).splitlines()[0]}")
+        reason, _, _ = str(error).partition("\n")
+        fail(f"out of memory: {reason}")
 
 
 if __name__ == "__main__":

@@ -1010,7 +1010,8 @@ def main(flags=None, make_envs=make_envs, make_agent=Agent):
     try:
         return train(args, make_envs, make_agent)
     except (MemoryError, torch.OutOfMemoryError) as error:
-        fail(f"out of memory: {str(error).splitlines()[0]}")
+        reason, _, _ = str(error).partition("\n")
+        fail(f"out of memory: {reason}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -266,7 +267,7 @@ class Local:
             if gpus:
                 gpu = gpus[worker % len(gpus)]
                 environment["CUDA_VISIBLE_DEVICES"] = gpu
-                if gpu.isdigit() and "MUJOCO_EGL_DEVICE_ID" not in os.environ:  # DeepMind Control renders there
+                if renders(gpu):  # DeepMind Control, or it would render on the first
                     environment["MUJOCO_EGL_DEVICE_ID"] = gpu
             self.free.append(environment)
 
@@ -295,6 +296,16 @@ def visible_gpus():
 
     count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return named.split(",")[:count] if named else [str(gpu) for gpu in range(count)]
+
+
+@cache
+def renders(gpu):
+    """Whether EGL knows a GPU by this number. A container may hide it, and a user may have chosen another."""
+    if not gpu.isdigit() or "MUJOCO_EGL_DEVICE_ID" in os.environ:
+        return False
+    probe = [sys.executable, "-c", "import mujoco; mujoco.GLContext(8, 8).make_current()"]
+    environment = os.environ | {"MUJOCO_GL": "egl", "MUJOCO_EGL_DEVICE_ID": gpu}
+    return subprocess.run(probe, env=environment, capture_output=True).returncode == 0
 
 
 class Slurm:

@@ -17,6 +17,7 @@ and by the steps of its environments.
 """
 
 import contextlib
+import copy
 import csv
 import itertools
 import json
@@ -215,7 +216,7 @@ def inside(args):
 
 
 def iterate(path, flags, steps, wanted, between, make_envs=None, limit=5.0):
-    """Trains for some iterations, with a clock around each phase -> what is known about the run, its networks.
+    """Trains for some iterations, with a clock around each phase -> what is known about the run, its networks' weights.
 
     between(phases and updates of an iteration) is called after each. limit: seconds for timing the bare network.
     """
@@ -265,20 +266,23 @@ def iterate(path, flags, steps, wanted, between, make_envs=None, limit=5.0):
                 [*all_flags, "--total-timesteps", str(total), "--runs-dir", runs_dir], make_timed_envs, make_agent
             )
         about = json.loads(next(Path(runs_dir).glob("*/args.json")).read_text())
+    weights = [copy.deepcopy(agent.state_dict()) for agent in agents]
+    limit = limit_seconds(calls, limit)  # it trains these networks
+    calls.clear()  # `script` would keep them in memory
     hardware, packages = about["hardware"], []
     for name in ("torch", "numpy", "envpool", "dm_control"):
         if name in about["packages"]:
             packages.append(f"{name}=={about['packages'][name]}")
     return {
         "steps": batch_size * run_args.get("num_agents", 1),
-        "limit_seconds": limit_seconds(calls, limit),
+        "limit_seconds": limit,
         "precision": about["args"]["precision"],
         "command": shlex.join(["python", path, *flags]),
         "commit": about["commit"],
         "packages": " ".join(packages),
         "hardware": f"{hardware['gpu'] or 'no GPU'}, {hardware['cores']} cores {hardware['cpu']},"
         f" {hardware['torch_threads']} torch threads",
-    }, agents
+    }, weights
 
 
 class Clock:

@@ -171,7 +171,7 @@ def fake_gpu():
     cuda |= {"stream": lambda _: contextlib.nullcontext(), "graph_pool_handle": lambda: (0, 1)}
     cuda |= {"is_bf16_supported": lambda *_, **__: True, "mem_get_info": lambda *_: (80 << 30, 80 << 30)}
     nothing = ("synchronize", "empty_cache", "reset_peak_memory_stats")
-    cuda |= {name: lambda: None for name in nothing} | {"max_memory_allocated": lambda: 1 << 30}
+    cuda |= {name: lambda: None for name in nothing} | {"max_memory_reserved": lambda: 1 << 30}
     accelerator = {"current_accelerator": lambda *_, **__: torch.device("cuda"), "current_stream": lambda *_: Stream()}
     with contextlib.ExitStack() as stack:
 

@@ -160,6 +160,23 @@ def test_a_resume_on_another_device(name, obs_shape):
     assert gpu.resumes(str(ROOT / "algos" / f"{name}.py"), make_envs=make_envs)
 
 
+def test_timing_the_bare_network_leaves_the_weights_alone():
+    """Those that are compared are from before it, and the same in each run."""
+    flags = ["--num-envs", "4", "--num-steps", "8", "--num-minibatches", "2", "--update-epochs", "1", "--no-cuda"]
+    digests = set()
+    for limit in (0.0, 0.2):
+        _, weights = throughput.iterate("algos/mdpo.py", flags, 10, 1, lambda _: None, ScriptedEnvs, limit)
+        digests.add(gpu.digest(weights))
+    assert len(digests) == 1
+
+
+def test_a_command_is_given_its_time(tmp_path):
+    assert gpu.finished([sys.executable, "-c", "print('{}')"], 60) == ("{}\n", True)
+    assert gpu.finished([sys.executable, "-c", "import sys; sys.exit(3)"], 60) == ("", False)
+    code = "import time; print('{}', flush=True); time.sleep(60)"
+    assert gpu.finished([sys.executable, "-c", code], 2) == ("{}\n", False)
+
+
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert_refuses(gpu, monkeypatch, capsys, [], "torch finds no GPU here")

@@ -18,6 +18,7 @@ import termios
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -278,6 +279,8 @@ def test_workers_share_gpus_and_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(12))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    probes, probe = [], launch.renders
+    monkeypatch.setattr(launch, "renders", lambda gpu: gpu != "7" and gpu.isdigit())  # a container without the last
 
     def environments(gpus=None, **flags):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -286,12 +289,15 @@ def test_workers_share_gpus_and_cores(monkeypatch):
         return [tuple(slot.values()) for slot in launch.Local(launch.Args(lists=(), **flags), []).free]
 
     assert environments() == [("6", "0", "0"), ("6", "1", "1")]  # cores, and where it computes and renders
-    assert environments("4,7", runs_per_gpu=2) == [("3", "4", "4"), ("3", "7", "7"), ("3", "4", "4"), ("3", "7", "7")]
+    assert environments("4,7", runs_per_gpu=2) == [("3", "4", "4"), ("3", "7"), ("3", "4", "4"), ("3", "7")]
     assert environments(workers=3) == [("4", "0", "0"), ("4", "1", "1"), ("4", "0", "0")]
     assert environments("GPU-8a2f,GPU-95ed") == [("6", "GPU-8a2f"), ("6", "GPU-95ed")]  # EGL knows numbers alone
+    monkeypatch.setattr(
+        launch.subprocess, "run", lambda command, env, **_: probes.append(env) or SimpleNamespace(returncode=0)
+    )
+    assert probe("5") and not probe("GPU-8a2f") and probes[0]["MUJOCO_EGL_DEVICE_ID"] == "5"
     monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "3")
-    assert environments() == [("6", "0"), ("6", "1")]
-    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID")
+    assert not probe("6") and len(probes) == 1  # the user's choice
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert environments("") == [("12",)]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
