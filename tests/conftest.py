@@ -301,12 +301,13 @@ def envpool():
 
 # Tests of all scripts that are fast for some of them only: {test: the scripts for which it is slow}.
 SLOW = {
-    "test_interrupted_and_resumed_equals_uninterrupted": ("drqv2_pieg", "drq_sam_reset"),
+    "test_interrupted_and_resumed_equals_uninterrupted": ("drqv2_pieg", "drq_sam_reset", "ppo_netrand"),
     "test_an_error_in_a_program_of_its_own": ("drqv2_pieg", "drq_sam_reset", "ppo_netrand", "sac_sam_reset"),
     "test_captured_training_is_eager_training": ("drqv2_pieg", "drq_sam_reset"),
     "test_a_captured_run_resumes_exactly": ("drqv2_pieg", "drq_sam_reset"),
     "test_kill_at_each_step_of_a_save": ("sac_sam_reset",),
     "test_full_disk_at_each_step_of_a_save": ("sac_sam_reset",),
+    "test_update_and_act_read_nothing_back": ("drq_sam_reset",),
 }
 
 

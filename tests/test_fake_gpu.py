@@ -136,6 +136,7 @@ gpu.show(rows)
 """
 
 
+@pytest.mark.slow
 def test_the_table_is_filled(tmp_path):
     path = tmp_path / "gpu.csv"
     command = [sys.executable, "-c", TABLE, str(ROOT), str(path)]

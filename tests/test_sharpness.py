@@ -131,6 +131,7 @@ def problem(request, runs, monkeypatch):
     return made, *make_problem(made), *replays
 
 
+@pytest.mark.slow
 def test_a_loss_is_the_mean_of_its_samples_and_stays(problem):
     _, make_loss, active_shares, _ = problem
     loss_of, params = make_loss(6, rng())
@@ -143,6 +144,7 @@ def test_a_loss_is_the_mean_of_its_samples_and_stays(problem):
     assert all(slope.abs().sum() > 0 for slope in sharpness.gradient(loss_of(slice(None)), params))
 
 
+@pytest.mark.slow
 def test_the_hessian_is_symmetric(problem):
     """What the gradient hook in Rainbow's network would break."""
     loss_of, params = problem[1](4, rng())
@@ -154,6 +156,7 @@ def test_the_hessian_is_symmetric(problem):
     assert scale > 0 and abs(left - right) < 1e-3 * scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", ["drq_sam_reset"], indirect=True)
 def test_rainbows_loss_is_the_scripts_and_its_gradient_the_losss_own(problem):
     """The script's network scales the gradient on its way to the backbone by 2^-0.5."""
@@ -178,6 +181,7 @@ def test_rainbows_loss_is_the_scripts_and_its_gradient_the_losss_own(problem):
         torch.testing.assert_close(slope, scale * own.grad, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", ["sac_sam_reset"], indirect=True)
 def test_the_critics_loss_is_that_of_the_scripts_update(problem):
     made, make_loss, _, replay = problem
@@ -198,6 +202,7 @@ def test_the_critics_loss_is_that_of_the_scripts_update(problem):
     assert len(params) == len(list(agent.encoder.parameters())) + len(list(agent.critic.parameters()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", ["drq_sam_reset"], indirect=True)
 def test_no_sample_reaches_over_the_observation_that_was_under_way(problem):
     """Its frame is not in the file. With n rewards per sample, the n newest rows would need it or one behind it."""
@@ -212,6 +217,7 @@ def table(path):
     return {row["key"]: float(row["value"]) for row in csv.DictReader(path.open())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["drq_sam_reset", "sac_sam_reset"])
 def test_a_run_becomes_a_table(runs, name, tmp_path, monkeypatch, capsys):
     before = {path: path.read_bytes() for path in runs[name].iterdir()}
@@ -244,6 +250,7 @@ def test_a_run_becomes_a_table(runs, name, tmp_path, monkeypatch, capsys):
         assert min(of_layers) < found[f"active_{part}"] < max(of_layers) < 1
 
 
+@pytest.mark.slow
 def test_wrong_input_says_so_in_one_line(runs, tmp_path, monkeypatch, capsys):
     folder = runs["sac_sam_reset"]
     mdpo = tiny_run("mdpo", tmp_path / "mdpo", "--total-timesteps", "32")
