@@ -61,9 +61,9 @@ def main():
     common.check_out(out, ".csv")
     end = time.monotonic() + 60 * args.minutes
     tests = [sys.executable, "-m", "pytest", "-q", "tests/test_capture.py", "-k", "on_a_gpu"]
-    _, good = finished(tests, 60 * args.minutes / 3)
+    output, good = finished(tests, 60 * args.minutes / 3)
     if not good:
-        print("error: the tests failed, or took longer than a third of the time", file=sys.stderr)
+        print(f"{output}\nerror: the tests failed, or took longer than a third of the time", file=sys.stderr)
     rows = []
     for number, script in enumerate(scripts):
         seconds = (end - time.monotonic()) / (len(scripts) - number)

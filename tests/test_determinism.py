@@ -276,3 +276,17 @@ def test_act_samples_from_the_policy():
     assert torch.equal(row["values"], obs)
     assert torch.equal(act([policy], obs[None], noise[None])["actions"][0], row["actions"])
     assert not torch.equal(act([policy], obs[None], noise.flip(0)[None])["actions"][0], row["actions"])
+
+
+# ---- Precision ----
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp32"])
+def test_tf32_is_for_all_products_or_none(precision):
+    """The switches can be read by anyone: torch raises where its older and its newer ones disagree."""
+    mdpo = load("mdpo")
+    mdpo.set_up_torch(mdpo.Args(precision=precision))
+    wanted, backends = precision == "tf32", torch.backends
+    assert backends.cudnn.allow_tf32 == backends.cuda.matmul.allow_tf32 == wanted
+    assert torch.get_float32_matmul_precision() == ("high" if wanted else "highest")
+    for operation in (backends.cudnn.conv, backends.cuda.matmul):
+        assert (operation.fp32_precision == "tf32") == wanted
+    mdpo.set_up_torch(mdpo.Args(precision="fp32"))

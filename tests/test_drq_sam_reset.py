@@ -323,8 +323,9 @@ def test_replay_of_one_step_comes_back_from_its_file(tmp_path):
     assert all(torch.equal(other.rows[name][:1], replay.rows[name][:1]) for name in replay.rows)
 
 
-def test_replay_comes_back_from_its_file(tmp_path):
-    """Rows that were written after the checkpoint are not read, and are overwritten."""
+def test_replay_comes_back_from_its_file(tmp_path, monkeypatch):
+    """In blocks. Rows that were written after the checkpoint are not read, and are overwritten."""
+    monkeypatch.setattr(drq, "BLOCK", 7)
     args, path = drq.Args(n_step=3), tmp_path / "replay.bin"
     replay = filled(args, path=path)
     state = kept(replay)

@@ -557,8 +557,9 @@ def test_strong_augmentation_shifts_no_other_draw(tmp_path, monkeypatch):
 
 # ---- Replay ----
 @pytest.mark.parametrize(("capacity", "n_step"), [(200, 3), (40, 3), (23, 1), (23, 3)])
-def test_replay_is_a_list_of_transitions(capacity, n_step, tmp_path):
+def test_replay_is_a_list_of_transitions(capacity, n_step, tmp_path, monkeypatch):
     """Stacks, n-step returns and bootstraps of the newest ones, through ends of both kinds, a break, and the file."""
+    monkeypatch.setattr(pieg, "BLOCK", 4)  # which is written and read in blocks
     rng, args = np.random.default_rng(1), pieg.Args(gamma=0.9, n_step=n_step)
     path, steps = tmp_path / "replay.bin", {}  # row: stack, action, reward, failed
     replay = pieg.Replay(capacity, (9, 6, 6), 2, args, CPU, path)

@@ -354,8 +354,9 @@ def test_resets_come_on_schedule_and_not_with_the_last_step(tmp_path, monkeypatc
 
 # ---- Replay ----
 @pytest.mark.parametrize("capacity", [200, 40, 23])
-def test_replay_is_a_list_of_transitions(capacity, tmp_path):
-    """The newest ones, their stacks and bootstraps, through ends of both kinds, a break, and the file."""
+def test_replay_is_a_list_of_transitions(capacity, tmp_path, monkeypatch):
+    """The newest ones, their stacks and bootstraps, through ends of both kinds, a break, and the file in blocks."""
+    monkeypatch.setattr(sac, "BLOCK", 4)
     rng, args = np.random.default_rng(1), sac.Args(gamma=0.9)
     path, rows = tmp_path / "replay.bin", []
     replay = sac.Replay(capacity, (3, 6, 6), 2, args, CPU, path)
