@@ -500,7 +500,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
             with torch.no_grad():
                 obs = torch.as_tensor(next_obs).to(device).unflatten(0, (args.num_agents, -1))
                 _, last_values = forward_all(agents, obs)
-            values, last_values = rollout["values"].cpu(), last_values.cpu()  # thousands of small operations
+            values, last_values = rollout["values"].cpu(), last_values.cpu()  # GAE is many small operations
             advantages, returns = compute_gae(rewards, values, dones, last_values, args.gamma, args.gae_lambda)
             rollout["advantages"].copy_(advantages)
             rollout["returns"].copy_(returns)

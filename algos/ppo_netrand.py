@@ -537,7 +537,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
             # Learn from them.
             with torch.no_grad():
                 _, last_values = views[clean](torch.as_tensor(next_obs).to(device))
-            values, last_values = rollout["values"].cpu(), last_values.cpu()  # thousands of small operations
+            values, last_values = rollout["values"].cpu(), last_values.cpu()  # GAE is many small operations
             advantages, returns = compute_gae(rewards, values, dones, last_values, args.gamma, args.gae_lambda)
             rollout["advantages"].copy_(advantages)
             rollout["returns"].copy_(returns)
