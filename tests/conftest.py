@@ -44,7 +44,7 @@ ROWS = {
         "args": {"total_timesteps": 36, "learning_starts": 8, "batch_size": 4, "n_step": 3, "n_atoms": 11}
         | {"prioritized_replay_beta": 1.0, "reset_every": 10, "shrink_perturb": 0.8}
         | {"exact_every": 18, "eval_every": 18, "eval_episodes": 4, "final_eval_episodes": 4, "cuda": False},
-        "flags": "--env-id road_runner --total-timesteps 520 --learning-starts 505 --batch-size 4 --reset-every 10"
+        "flags": "--env-id road_runner --total-timesteps 520 --learning-starts 505 --batch-size 4 --reset-every 9"
         " --prioritized-replay-beta 1 --exact-every 100 --eval-every 260 --eval-episodes 2 --final-eval-episodes 2"
         " --eval-epsilon 0.5 --no-cuda",
     },
