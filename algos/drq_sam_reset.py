@@ -704,7 +704,7 @@ def evaluate(agent, args, make_envs, split, tick=lambda: None):
     while active:
         actions = torch.randint(num_actions, (num_envs,), generator=explore_rng).numpy()
         greedy = (torch.rand(num_envs, generator=explore_rng) >= args.eval_epsilon).numpy()
-        playing = active if device.type == "cpu" else everyone  # a GPU is faster on batches of one size
+        playing = active if device.type == "cpu" else everyone  # cuDNN plans anew for each batch size
         chosen = act(agent, torch.as_tensor(obs[playing]).to(device))["actions"].cpu().numpy()
         actions[playing] = np.where(greedy[playing], chosen, actions[playing])
         obs, _, _, _, info = envs.step(actions)

@@ -595,7 +595,7 @@ def evaluate(agent, args, make_envs, split, tick=lambda: None):
     agent.eval()
     obs, _ = envs.reset()
     while active:
-        playing = active if device.type == "cpu" else everyone  # a GPU is faster on batches of one size
+        playing = active if device.type == "cpu" else everyone  # cuDNN plans anew for each batch size
         noise = torch.empty(args.num_envs, num_actions).exponential_(generator=noise_rng)[playing].to(device)
         seen = torch.as_tensor(obs[playing]).to(device)
         if args.mc_samples > 0:

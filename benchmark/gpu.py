@@ -10,7 +10,7 @@ that began on the CPU goes on on the GPU, and then on the CPU again.
 
 The table is also written to benchmark/results/gpu_<card>.csv, a row for each measurement. Peak memory is the GPU's,
 as torch reserves it. The limit is what the bare network reaches: forward, backward and Adam, without CUDA graphs. The
-clock waits for the GPU at the ends of each phase, so nothing overlaps here, and a run is a little faster.
+clock waits for the GPU at the ends of each phase, so nothing overlaps: the steps per second are a lower bound.
 """
 
 import csv
