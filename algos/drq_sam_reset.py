@@ -32,6 +32,7 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -51,6 +52,8 @@ from typing import Literal
 if sys.platform == "linux" and ctypes.CDLL(None).mallopt(-3, 2**30):
     ctypes.CDLL(None).mallopt(-1, 2**31 - 1)
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
+if "__file__" not in globals():  # pasted into a notebook
+    raise RuntimeError("save this text as a .py file and import that: each run keeps a copy of its script")
 
 import numpy as np
 import torch
@@ -98,7 +101,7 @@ class Args:
     # Evaluation on games with seeds of their own.
     eval_every: int = 10_000  # steps between evaluations (0: never)
     eval_episodes: int = 10  # games per evaluation
-    final_eval_episodes: int = 100  # games of the last evaluation
+    final_eval_episodes: int = 0  # games of the last evaluation (0: 100, or fewer in a short run)
     eval_seed: int = 42  # draws the evaluated games
     eval_envs: int = 50  # games that are played side by side
     eval_epsilon: float = 0.001  # share of random actions
@@ -382,6 +385,12 @@ def rainbow_loss(agent, target, batch, offsets, intensity, args):
     return (batch["weights"] * cross_entropy).mean(), cross_entropy.detach()
 
 
+def beta_at(number, args):
+    """The exponent of the importance weights of an update: rises over the run from --prioritized-replay-beta to 1."""
+    last = args.replay_ratio * max(args.total_timesteps - args.learning_starts, 1)
+    return args.prioritized_replay_beta + (1 - args.prioritized_replay_beta) * min(number / last, 1)
+
+
 class Replay:
     """All transitions of a run in order, on the training device. Frames are kept once; `gather` builds the stacks.
 
@@ -589,20 +598,22 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     graphs = args.cuda_graphs and device.type == "cuda"
     optimizer.param_groups[0]["capturable"] = graphs  # the checkpoint's may be of another device
     noise_size = sum(len(noise) for noise in noise_of(agent))
-    last_update = args.replay_ratio * max(args.total_timesteps - args.learning_starts, 1)
+    if args.resume:
+        before = replace(args, total_timesteps=run.state["about"]["args"]["total_timesteps"])
+        number = args.replay_ratio * max(run.step - args.learning_starts, 0)
+        so_far, following = beta_at(number, before), beta_at(number, args)
+        if so_far != following:  # more --total-timesteps stretch it
+            print(f"prioritized_replay_beta: {so_far:.3g} so far, {following:.3g} from here on", flush=True)
 
     def draw(number):
         """The random numbers of an update, each kind from its own stream."""
         size, passes = args.batch_size, 2 if args.sam else 1
-        # A run that is resumed with more --total-timesteps continues with a lower beta.
-        beta = args.prioritized_replay_beta
-        beta += (1 - beta) * min(number / last_update, 1)
         noise = torch.randn(passes, 2, noise_size, generator=noise_rng)
         if args.sam and args.sam_noise == "reuse":
             noise[1] = noise[0]
         elif args.sam and args.sam_noise == "none":
             noise[0] = 0
-        draws = {"beta": torch.tensor(beta, dtype=torch.float64), "noise": noise}
+        draws = {"beta": torch.tensor(beta_at(number, args), dtype=torch.float64), "noise": noise}
         draws["uniform"] = torch.rand(size, dtype=torch.float64, generator=sample_rng)
         draws["offsets"] = torch.randint(2 * PAD + 1, (passes, 2, size, 2), generator=augment_rng)
         draws["intensity"] = torch.randn(passes, 2, size, generator=augment_rng)
@@ -621,9 +632,10 @@ def train(args, make_envs=make_envs, make_agent=Agent):
             last = run.step >= args.total_timesteps
             if run.evaluation_due():  # also after a resume, if it was interrupted
                 start = time.monotonic()
-                episodes = args.final_eval_episodes if last else args.eval_episodes
+                episodes = final_episodes(args) if last else args.eval_episodes
+                run.say(f"evaluating, {episodes} games")
                 run.log(compare([target], replace(args, eval_episodes=episodes), make_envs, run.tick))
-                run.log({"charts/eval_seconds": time.monotonic() - start})
+                run.log({"charts/eval_episodes": episodes, "charts/eval_seconds": time.monotonic() - start})
                 run.evaluated = run.step
             if last:
                 break
@@ -686,6 +698,11 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     return target
 
 
+def final_episodes(args):
+    """Episodes of the last evaluation. By default fewer in a run so short that they would take longer than it."""
+    return args.final_eval_episodes or min(100, max(10, args.total_timesteps // 10_000 * 10))
+
+
 def evaluate(agent, args, make_envs, split, tick=lambda: None):
     """Returns [args.eval_episodes] of greedy games drawn by args.eval_seed.
 
@@ -699,6 +716,7 @@ def evaluate(agent, args, make_envs, split, tick=lambda: None):
     device, num_actions = next(agent.parameters()).device, int(envs.single_action_space.n)
     everyone, returns = list(range(num_envs)), [[] for _ in range(num_envs)]
     active = everyone
+    bar = tqdm(total=args.eval_episodes, desc=f"evaluation, {split}", leave=False, disable=None)
     agent.eval()
     obs, _ = envs.reset()
     while active:
@@ -710,8 +728,10 @@ def evaluate(agent, args, make_envs, split, tick=lambda: None):
         obs, _, _, _, info = envs.step(actions)
         for n, episode_return, _ in info["episodes"]:
             returns[n].append(episode_return)
+            bar.update(int(n in active))
         active = [n for n in active if len(returns[n]) < quota]  # the others idle
         tick()
+    bar.close()
     envs.close()
     agent.train()
     return np.array([own[:quota] for own in returns]).flatten()
@@ -767,6 +787,16 @@ class Run:
 
     def __enter__(self):
         """Opens the files. From here on, a signal ends the run at its next tick, with a checkpoint."""
+        if self.args.track:
+            import wandb
+
+            about = {"project": self.args.wandb_project_name, "entity": self.args.wandb_entity}
+            about.update(id=self.folder.name, name=self.folder.name, config=asdict(self.args))
+            try:
+                self.wandb = wandb.init(**about, resume="allow", sync_tensorboard=True)
+            except Exception as error:  # no account, no network, a name it refuses
+                reason, _, _ = str(error).partition("\n")
+                fail(f"--track: {reason}")
         try:
             self.folder.mkdir(parents=True, exist_ok=bool(self.args.resume))
             self.metrics = open(self.folder / "metrics.csv", "a", buffering=1)
@@ -785,12 +815,6 @@ class Run:
         write_whole(self.folder / Path(__file__).name, Path(__file__).read_bytes())
         write_whole(self.folder / "args.json", json.dumps(self.about, indent=1).encode())
         self.state = None  # it holds all weights once more
-        if self.args.track:
-            import wandb
-
-            about = {"project": self.args.wandb_project_name, "entity": self.args.wandb_entity}
-            about.update(id=self.folder.name, name=self.folder.name, config=asdict(self.args))
-            self.wandb = wandb.init(**about, resume="allow", sync_tensorboard=True)
         self.events = SummaryWriter(str(self.folder), purge_step=self.step + 1)
         print(self.folder, flush=True)
         self.saved_at = time.monotonic()
@@ -830,8 +854,11 @@ class Run:
             self.metrics.write(f"{self.step},{key},{value}\n")
             self.events.add_scalar(key, value, self.step)
             if key in ("charts/episodic_return", "eval/test_return"):
-                self.bar.clear()
-                print(f"step {self.step}: {key} {value:.2f}", flush=True)
+                self.say(f"{key} {value:.2f}")
+
+    def say(self, text):
+        self.bar.clear()
+        print(f"step {self.step}: {text}", flush=True)
 
     def fail(self, what):
         sys.exit(f"error: {what} at step {self.step}; what was saved in {self.folder} is from before")
@@ -907,12 +934,19 @@ def load_agents(args, state, make_envs=make_envs, make_agent=Agent):
 def describe(args):
     """What args.json says: all that it takes to make the run again, with a session for each start."""
     script = Path(__file__).resolve()
-    git = f"git -C '{script.parent}' describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null"
+    git = f"git -C '{script.parent}' describe --always --dirty --abbrev=40 --exclude '*' 2>&1"
+    commit = subprocess.getoutput(git)
+    if "dubious ownership" in commit:
+        print(f"warning: git does not trust the owner of {script.parent}, so no commit is recorded", flush=True)
+    commit = commit if re.fullmatch("[0-9a-f]{40}(-dirty)?", commit) else ""
     cpu = "{ lscpu | sed -n 's/^Model name: *//p' | grep . || sysctl -n machdep.cpu.brand_string; } 2>/dev/null"
     gpu = torch.cuda.get_device_name() if args.cuda and torch.cuda.is_available() else None
     hardware = {"gpu": gpu, "cpu": subprocess.getoutput(cpu), "cores": os.cpu_count()}
     hardware["torch_threads"] = torch.get_num_threads()
-    about = {"command": sys.argv, "commit": subprocess.getoutput(git), "hardware": hardware}
+    command = sys.argv
+    if "ipykernel" in sys.modules or hasattr(sys, "ps1"):  # called from a notebook or a prompt
+        command = [script.name, repr(args)]
+    about = {"command": command, "commit": commit, "hardware": hardware}
     about["script"] = hashlib.sha256(script.read_bytes()).hexdigest()
     about["python"] = platform.python_version()
     about["packages"] = {package.name: package.version for package in distributions()}
@@ -938,7 +972,7 @@ def set_up_torch(args):
 # Arguments that a resumed run may change begin with these. Of these, learning depends on total_timesteps alone (beta).
 MAY_CHANGE = ("resume", "total_timesteps", "eval_", "final_eval_", "save_", "runs_dir", "cuda", "track", "wandb_")
 POSITIVE = ("total_timesteps", "replay_ratio", "num_envs", "batch_size", "n_step")
-POSITIVE += ("eval_episodes", "final_eval_episodes", "eval_envs")
+POSITIVE += ("eval_episodes", "eval_envs")
 SMALLEST = {**dict.fromkeys(POSITIVE, 1), "n_atoms": 2, "max_grad_norm": 1e-6}
 SMALLEST.update(v_min=-sys.maxsize, v_max=-sys.maxsize)
 SHARES = ("gamma", "tau", "shrink_perturb", "prioritized_replay_beta", "eval_epsilon")
@@ -950,7 +984,8 @@ def check(args):
     for name, value in vars(args).items():
         low, high = SMALLEST.get(name, 0), LARGEST.get(name, sys.maxsize)
         if isinstance(value, int | float) and not low <= value <= high:
-            fail(f"--{name.replace('_', '-')} {value}: from {low} to {high}")
+            most = f" to {high}" if high < sys.maxsize else ""
+            fail(f"--{name.replace('_', '-')} {value}: from {low}{most}")
     games = {game.lower(): game for game in GAMES}
     game = args.env_id.lower().removesuffix("-v5").replace("_", "")
     if game not in games:
@@ -959,8 +994,7 @@ def check(args):
         fail(f"--v-max {args.v_max}: has to be more than --v-min {args.v_min}")
     if args.learning_starts <= args.n_step:
         fail(f"--learning-starts {args.learning_starts}: has to be more than --n-step {args.n_step}")
-    for name in ("eval_episodes", "final_eval_episodes"):
-        episodes = getattr(args, name)
+    for name, episodes in (("eval_episodes", args.eval_episodes), ("final_eval_episodes", final_episodes(args))):
         if episodes % min(args.eval_envs, episodes):
             fail(f"--{name.replace('_', '-')} {episodes}: not a multiple of --eval-envs {args.eval_envs}")
     size, folder = 84 * 84 * args.total_timesteps, args.runs_dir if Path(args.runs_dir).exists() else "."
@@ -968,9 +1002,11 @@ def check(args):
         fail(f"--total-timesteps: {size >> 20} MB of replay do not fit on the disk")
     if "/" in args.exp_name:
         fail(f"--exp-name {args.exp_name}: is part of a folder's name and cannot contain a slash")
+    if args.track and set(args.exp_name) & set(":;,#?'"):
+        fail(f"--exp-name {args.exp_name}: is part of a W&B id, which cannot contain any of : ; , # ? '")
     if args.cuda_required and not torch.cuda.is_available():
         fail("--cuda-required: torch finds no GPU here")
-    if args.track and find_spec("wandb") is None:
+    if args.track and not getattr(find_spec("wandb"), "origin", None):  # a mere folder called wandb has none
         fail("--track: pip install wandb")
     return replace(args, env_id=games[game])
 
@@ -1002,3 +1038,5 @@ if __name__ == "__main__":
         main()
     except OSError as error:
         sys.exit(f"error: {error}; what was saved before is whole")
+    except KeyboardInterrupt:  # before training, or a second one
+        sys.exit("stopped at once; what was saved before is whole")

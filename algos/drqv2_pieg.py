@@ -32,8 +32,10 @@ import fcntl
 import hashlib
 import io
 import json
+import logging
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -53,6 +55,8 @@ from typing import Literal, get_args
 if sys.platform == "linux" and ctypes.CDLL(None).mallopt(-3, 2**30):
     ctypes.CDLL(None).mallopt(-1, 2**31 - 1)
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
+if "__file__" not in globals():  # pasted into a notebook
+    raise RuntimeError("save this text as a .py file and import that: each run keeps a copy of its script")
 
 import cv2
 import gymnasium as gym
@@ -108,7 +112,7 @@ class Args:
     # Evaluation on episodes with seeds of their own.
     eval_every: int = 5_000  # steps between evaluations (0: never)
     eval_episodes: int = 10  # episodes per evaluation and look
-    final_eval_episodes: int = 100  # the same for the last evaluation
+    final_eval_episodes: int = 0  # the same for the last evaluation (0: 100, or fewer in a short run)
     eval_seed: int = 42  # draws the evaluated episodes, the same ones each time
     eval_modes: tuple[Mode, ...] = ()  # looks of DMC-GB to evaluate besides the one trained on
     eval_batch_norm: Literal["frames", "running"] = "frames"  # when evaluated: the frames', or training's
@@ -192,6 +196,8 @@ def import_suite():
             os.environ["MUJOCO_GL"] = name
             from dm_control import suite
 
+            # cheetah sets a deprecated attribute, and says so in 200 characters for each environment.
+            logging.getLogger("absl").addFilter(lambda record: "settotalmass" not in record.getMessage())
             return suite
         reasons.append(f"MUJOCO_GL={name}: {probed.stderr.strip().splitlines()[-1]}")
     fail(f"MuJoCo cannot render here: {'; '.join(reasons)} (on Debian: apt-get install libegl1 libgl1-mesa-dri)")
@@ -853,6 +859,9 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     """Trains to args.total_timesteps and returns the agent. Pass your own factories to change suite or network."""
     args, device = set_up_torch(check(args))
     run = Run(args)
+    before = run.state["about"]["args"]["overlay_dir"] if args.resume else args.overlay_dir
+    if (before == "textures") != (args.overlay_dir == "textures"):  # pictures may lie elsewhere now
+        fail(f"--overlay-dir is {before} in that run: pictures and textures cannot be exchanged")
     envs = make_envs(args, "train", run.step)
     obs_shape, num_actions = envs.single_observation_space.shape, envs.single_action_space.shape[0]
     seeds = np.random.SeedSequence(args.seed).generate_state(7).tolist()
@@ -900,9 +909,10 @@ def train(args, make_envs=make_envs, make_agent=Agent):
             last = run.step >= args.total_timesteps
             if run.evaluation_due():  # at the top, so that an interrupted one is made after a resume
                 start = time.monotonic()
-                episodes = args.final_eval_episodes if last else args.eval_episodes
+                episodes = final_episodes(args) if last else args.eval_episodes
+                run.say(f"evaluating, {episodes} episodes per look")
                 run.log(compare([agent], replace(args, eval_episodes=episodes), make_envs, run.tick))
-                run.log({"charts/eval_seconds": time.monotonic() - start})
+                run.log({"charts/eval_episodes": episodes, "charts/eval_seconds": time.monotonic() - start})
                 run.evaluated = run.step
             if last:
                 break
@@ -963,6 +973,11 @@ def rows_needed(args):
     return min(args.buffer_size, args.total_timesteps + args.total_timesteps // 20 + 1000)
 
 
+def final_episodes(args):
+    """Episodes of the last evaluation. By default fewer in a run so short that they would take longer than it."""
+    return args.final_eval_episodes or min(100, max(10, args.total_timesteps // 500))
+
+
 def evaluate(agent, args, make_envs, split, tick=lambda: None):
     """Returns [args.eval_episodes] of greedy episodes of `split`, drawn by args.eval_seed.
 
@@ -971,6 +986,7 @@ def evaluate(agent, args, make_envs, split, tick=lambda: None):
     """
     envs = make_envs(replace(args, seed=args.eval_seed, num_envs=1), split)
     device, returns = next(agent.parameters()).device, []
+    bar = tqdm(total=args.eval_episodes, desc=f"evaluation, {split}", leave=False, disable=None)
     agent.eval()
     normalise_by_own(agent, args)
     obs, _ = envs.reset()
@@ -979,7 +995,9 @@ def evaluate(agent, args, make_envs, split, tick=lambda: None):
         obs, _, _, _, info = envs.step(actions.cpu().numpy())
         for _, episode_return, _ in info["episodes"]:
             returns.append(episode_return)
+            bar.update()
         tick()
+    bar.close()
     envs.close()
     normalise_by_own(agent, args, False)
     agent.train()
@@ -1047,6 +1065,16 @@ class Run:
 
     def __enter__(self):
         """Opens the files. From here on, a signal ends the run at its next tick, with a checkpoint."""
+        if self.args.track:
+            import wandb
+
+            about = {"project": self.args.wandb_project_name, "entity": self.args.wandb_entity}
+            about.update(id=self.folder.name, name=self.folder.name, config=asdict(self.args))
+            try:
+                self.wandb = wandb.init(**about, resume="allow", sync_tensorboard=True)
+            except Exception as error:  # no account, no network, a name it refuses
+                reason, _, _ = str(error).partition("\n")
+                fail(f"--track: {reason}")
         try:
             self.folder.mkdir(parents=True, exist_ok=bool(self.args.resume))
             self.metrics = open(self.folder / "metrics.csv", "a", buffering=1)
@@ -1065,12 +1093,6 @@ class Run:
         write_whole(self.folder / Path(__file__).name, Path(__file__).read_bytes())
         write_whole(self.folder / "args.json", json.dumps(self.about, indent=1).encode())
         self.state = None  # it holds all weights once more
-        if self.args.track:
-            import wandb
-
-            about = {"project": self.args.wandb_project_name, "entity": self.args.wandb_entity}
-            about.update(id=self.folder.name, name=self.folder.name, config=asdict(self.args))
-            self.wandb = wandb.init(**about, resume="allow", sync_tensorboard=True)
         self.events = SummaryWriter(str(self.folder), purge_step=self.step + 1)
         print(self.folder, flush=True)
         self.saved_at = time.monotonic()
@@ -1110,8 +1132,11 @@ class Run:
             self.metrics.write(f"{self.step},{key},{value}\n")
             self.events.add_scalar(key, value, self.step)
             if key in ("charts/episodic_return", "eval/test_return"):
-                self.bar.clear()
-                print(f"step {self.step}: {key} {value:.2f}", flush=True)
+                self.say(f"{key} {value:.2f}")
+
+    def say(self, text):
+        self.bar.clear()
+        print(f"step {self.step}: {text}", flush=True)
 
     def fail(self, what):
         sys.exit(f"error: {what} at step {self.step}; what was saved in {self.folder} is from before")
@@ -1187,12 +1212,19 @@ def load_agents(args, state, make_envs=make_envs, make_agent=Agent):
 def describe(args):
     """What args.json says: all that it takes to make the run again, with a session for each start."""
     script = Path(__file__).resolve()
-    git = f"git -C '{script.parent}' describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null"
+    git = f"git -C '{script.parent}' describe --always --dirty --abbrev=40 --exclude '*' 2>&1"
+    commit = subprocess.getoutput(git)
+    if "dubious ownership" in commit:
+        print(f"warning: git does not trust the owner of {script.parent}, so no commit is recorded", flush=True)
+    commit = commit if re.fullmatch("[0-9a-f]{40}(-dirty)?", commit) else ""
     cpu = "{ lscpu | sed -n 's/^Model name: *//p' | grep . || sysctl -n machdep.cpu.brand_string; } 2>/dev/null"
     gpu = torch.cuda.get_device_name() if args.cuda and torch.cuda.is_available() else None
     hardware = {"gpu": gpu, "cpu": subprocess.getoutput(cpu), "cores": os.cpu_count()}
     hardware["torch_threads"] = torch.get_num_threads()
-    about = {"command": sys.argv, "commit": subprocess.getoutput(git), "hardware": hardware}
+    command = sys.argv
+    if "ipykernel" in sys.modules or hasattr(sys, "ps1"):  # called from a notebook or a prompt
+        command = [script.name, repr(args)]
+    about = {"command": command, "commit": commit, "hardware": hardware}
     about["script"] = hashlib.sha256(script.read_bytes()).hexdigest()
     about["python"] = platform.python_version()
     about["packages"] = {package.name: package.version for package in distributions()}
@@ -1217,8 +1249,8 @@ def set_up_torch(args):
 
 # Arguments that a resumed run may change begin with these: nothing that is learned depends on them.
 MAY_CHANGE = ("resume", "total_timesteps", "eval_", "final_eval_", "save_", "runs_dir", "cuda", "track", "wandb_")
-MAY_CHANGE += ("dmcgb_dir",)
-POSITIVE = ("eval_episodes", "final_eval_episodes", "num_envs", "batch_size", "n_step", "update_every", "noise_steps")
+MAY_CHANGE += ("dmcgb_dir", "overlay_dir")
+POSITIVE = ("eval_episodes", "num_envs", "batch_size", "n_step", "update_every", "noise_steps")
 POSITIVE += ("encoder_layer", "projection_dim", "feature_dim", "hidden_dim", "overlay_pictures")
 LARGEST = {"gamma": 1, "tau": 1, "num_envs": 1, "encoder_layer": 4}
 
@@ -1245,7 +1277,8 @@ def check(args):
     for name, value in vars(args).items():
         low, high = smallest.get(name, 0), LARGEST.get(name, sys.maxsize)
         if isinstance(value, int | float) and not low <= value <= high:
-            fail(f"--{name.replace('_', '-')} {value}: from {low} to {high}")
+            most = f" to {high}" if high < sys.maxsize else ""
+            fail(f"--{name.replace('_', '-')} {value}: from {low}{most}")
     for mode in args.eval_modes:
         try:
             looks = dmcgb_data(args.dmcgb_dir, mode)
@@ -1261,9 +1294,11 @@ def check(args):
         fail(f"--total-timesteps: {size >> 20} MB of replay do not fit on the disk")
     if "/" in args.exp_name:
         fail(f"--exp-name {args.exp_name}: is part of a folder's name and cannot contain a slash")
+    if args.track and set(args.exp_name) & set(":;,#?'"):
+        fail(f"--exp-name {args.exp_name}: is part of a W&B id, which cannot contain any of : ; , # ? '")
     if args.cuda_required and not torch.cuda.is_available():
         fail("--cuda-required: torch finds no GPU here")
-    if args.track and find_spec("wandb") is None:
+    if args.track and not getattr(find_spec("wandb"), "origin", None):  # a mere folder called wandb has none
         fail("--track: pip install wandb")
     return args
 
@@ -1295,3 +1330,5 @@ if __name__ == "__main__":
         main()
     except OSError as error:
         sys.exit(f"error: {error}; what was saved before is whole")
+    except KeyboardInterrupt:  # before training, or a second one
+        sys.exit("stopped at once; what was saved before is whole")

@@ -29,6 +29,7 @@ import io
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -47,6 +48,8 @@ from typing import Literal
 if sys.platform == "linux" and ctypes.CDLL(None).mallopt(-3, 2**30):
     ctypes.CDLL(None).mallopt(-1, 2**31 - 1)
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
+if "__file__" not in globals():  # pasted into a notebook
+    raise RuntimeError("save this text as a .py file and import that: each run keeps a copy of its script")
 
 import numpy as np
 import torch
@@ -98,7 +101,7 @@ class Args:
     # Evaluation on unseen and on training levels.
     eval_every: int = 819_200  # steps between evaluations, 31 in a run (0: never)
     eval_episodes: int = 128  # episodes per evaluation and set of levels
-    final_eval_episodes: int = 128  # the same for the last evaluation
+    final_eval_episodes: int = 0  # the same for the last evaluation (0: 128, or fewer in a short run)
     eval_seed: int = 42  # draws the evaluated levels
 
     # The run.
@@ -485,6 +488,12 @@ def train(args, make_envs=make_envs, make_agent=Agent):
         rollout[key] = torch.zeros(shape, device=device)
     batch = {key: value.flatten(0, 1) for key, value in rollout.items()}
     batch_size = args.num_steps * args.num_envs
+    for name, annealed in (("learning_rate", args.anneal_lr), ("clip_coef", args.anneal_clip)):
+        if args.resume and annealed:  # more --total-timesteps stretch it
+            first, before = getattr(args, name), run.state["about"]["args"]["total_timesteps"]
+            so_far = first * (1 - max(run.step - batch_size, 0) / before)
+            following = first * (1 - run.step / args.total_timesteps)
+            print(f"{name}: {so_far:.3g} so far, {following:.3g} from here on", flush=True)
 
     def learn(clean, index):
         minibatch = {key: value[index] for key, value in batch.items()}
@@ -501,9 +510,12 @@ def train(args, make_envs=make_envs, make_agent=Agent):
             last = run.step >= args.total_timesteps
             if run.evaluation_due():  # also after a resume, if it was interrupted
                 start = time.monotonic()
-                changes = {"eval_episodes": args.final_eval_episodes} if last else {"mc_samples": 0}
-                run.log(compare([agent], replace(args, **changes), make_envs, run.tick))
-                run.log({"charts/eval_seconds": time.monotonic() - start})
+                episodes = final_episodes(args) if last else args.eval_episodes
+                run.say(f"evaluating, {episodes} episodes per policy and set of levels")
+                samples = args.mc_samples if last else 0
+                changed = replace(args, eval_episodes=episodes, mc_samples=samples)
+                run.log(compare([agent], changed, make_envs, run.tick))
+                run.log({"charts/eval_episodes": episodes, "charts/eval_seconds": time.monotonic() - start})
                 run.evaluated = run.step
             if last:
                 break
@@ -579,6 +591,11 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     return agent
 
 
+def final_episodes(args):
+    """Episodes of the last evaluation. By default fewer in a run so short that they would take longer than it."""
+    return args.final_eval_episodes or min(128, max(4, args.total_timesteps // 400))
+
+
 def evaluate(agent, args, make_envs, split, tick=lambda: None):
     """Returns [args.eval_episodes] of sampled actions on fixed levels of `split`.
 
@@ -592,6 +609,7 @@ def evaluate(agent, args, make_envs, split, tick=lambda: None):
     everyone, returns = list(range(args.num_envs)), {}
     active = everyone
     actions = np.zeros(args.num_envs, dtype=np.int64)
+    bar = tqdm(total=args.num_envs, desc=f"evaluation, {split}", leave=False, disable=None)
     agent.eval()
     obs, _ = envs.reset()
     while active:
@@ -606,9 +624,11 @@ def evaluate(agent, args, make_envs, split, tick=lambda: None):
         actions[playing] = chosen.cpu().numpy()
         obs, _, _, _, info = envs.step(actions)
         for n, episode_return, _ in info["episodes"]:
+            bar.update(int(n not in returns))
             returns.setdefault(n, episode_return)  # an environment's first episode counts
         active = [n for n in active if n not in returns]  # the others idle
         tick()
+    bar.close()
     envs.close()
     agent.train()
     return np.array([returns[n] for n in range(args.num_envs)])
@@ -672,6 +692,16 @@ class Run:
 
     def __enter__(self):
         """Opens the files. From here on, a signal ends the run at its next tick, with a checkpoint."""
+        if self.args.track:
+            import wandb
+
+            about = {"project": self.args.wandb_project_name, "entity": self.args.wandb_entity}
+            about.update(id=self.folder.name, name=self.folder.name, config=asdict(self.args))
+            try:
+                self.wandb = wandb.init(**about, resume="allow", sync_tensorboard=True)
+            except Exception as error:  # no account, no network, a name it refuses
+                reason, _, _ = str(error).partition("\n")
+                fail(f"--track: {reason}")
         try:
             self.folder.mkdir(parents=True, exist_ok=bool(self.args.resume))
             self.metrics = open(self.folder / "metrics.csv", "a", buffering=1)
@@ -690,12 +720,6 @@ class Run:
         write_whole(self.folder / Path(__file__).name, Path(__file__).read_bytes())
         write_whole(self.folder / "args.json", json.dumps(self.about, indent=1).encode())
         self.state = None  # it holds all weights once more
-        if self.args.track:
-            import wandb
-
-            about = {"project": self.args.wandb_project_name, "entity": self.args.wandb_entity}
-            about.update(id=self.folder.name, name=self.folder.name, config=asdict(self.args))
-            self.wandb = wandb.init(**about, resume="allow", sync_tensorboard=True)
         self.events = SummaryWriter(str(self.folder), purge_step=self.step + 1)
         print(self.folder, flush=True)
         self.saved_at = time.monotonic()
@@ -735,8 +759,11 @@ class Run:
             self.metrics.write(f"{self.step},{key},{value}\n")
             self.events.add_scalar(key, value, self.step)
             if key in ("charts/episodic_return", "eval/test_return"):
-                self.bar.clear()
-                print(f"step {self.step}: {key} {value:.2f}", flush=True)
+                self.say(f"{key} {value:.2f}")
+
+    def say(self, text):
+        self.bar.clear()
+        print(f"step {self.step}: {text}", flush=True)
 
     def fail(self, what):
         sys.exit(f"error: {what} at step {self.step}; what was saved in {self.folder} is from before")
@@ -812,12 +839,19 @@ def load_agents(args, state, make_envs=make_envs, make_agent=Agent):
 def describe(args):
     """What args.json says: all that it takes to make the run again, with a session for each start."""
     script = Path(__file__).resolve()
-    git = f"git -C '{script.parent}' describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null"
+    git = f"git -C '{script.parent}' describe --always --dirty --abbrev=40 --exclude '*' 2>&1"
+    commit = subprocess.getoutput(git)
+    if "dubious ownership" in commit:
+        print(f"warning: git does not trust the owner of {script.parent}, so no commit is recorded", flush=True)
+    commit = commit if re.fullmatch("[0-9a-f]{40}(-dirty)?", commit) else ""
     cpu = "{ lscpu | sed -n 's/^Model name: *//p' | grep . || sysctl -n machdep.cpu.brand_string; } 2>/dev/null"
     gpu = torch.cuda.get_device_name() if args.cuda and torch.cuda.is_available() else None
     hardware = {"gpu": gpu, "cpu": subprocess.getoutput(cpu), "cores": os.cpu_count()}
     hardware["torch_threads"] = torch.get_num_threads()
-    about = {"command": sys.argv, "commit": subprocess.getoutput(git), "hardware": hardware}
+    command = sys.argv
+    if "ipykernel" in sys.modules or hasattr(sys, "ps1"):  # called from a notebook or a prompt
+        command = [script.name, repr(args)]
+    about = {"command": command, "commit": commit, "hardware": hardware}
     about["script"] = hashlib.sha256(script.read_bytes()).hexdigest()
     about["python"] = platform.python_version()
     about["packages"] = {package.name: package.version for package in distributions()}
@@ -844,7 +878,7 @@ def set_up_torch(args):
 MAY_CHANGE = ("resume", "total_timesteps", "eval_", "final_eval_", "save_", "runs_dir", "cuda", "track", "wandb_")
 MAY_CHANGE += ("mc_samples",)
 POSITIVE = ("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs")
-POSITIVE += ("eval_episodes", "final_eval_episodes")
+POSITIVE += ("eval_episodes",)
 SMALLEST = {**dict.fromkeys(POSITIVE, 1), "num_levels": -1, "clip_coef": 1e-6}
 LARGEST = {"gamma": 1, "gae_lambda": 1, "clean_prob": 1, "num_steps": 2**40}
 LARGEST.update(num_levels=2**31 - 1, start_level=2**31 - 1)
@@ -855,7 +889,8 @@ def check(args):
     for name, value in vars(args).items():
         low, high = SMALLEST.get(name, 0), LARGEST.get(name, sys.maxsize)
         if isinstance(value, int | float) and not low <= value <= high:
-            fail(f"--{name.replace('_', '-')} {value}: from {low} to {high}")
+            most = f" to {high}" if high < sys.maxsize else ""
+            fail(f"--{name.replace('_', '-')} {value}: from {low}{most}")
     game, mode = args.env_id.lower().removesuffix("-v0"), args.distribution_mode
     if game not in GAMES and game.endswith(("easy", "hard")):  # EnvPool's BigfishHard-v0
         game, mode = game[:-4], game[-4:]
@@ -870,9 +905,11 @@ def check(args):
         fail(f"--num-minibatches {args.num_minibatches}: does not cut {batch_size} steps into equal parts of 2 or more")
     if "/" in args.exp_name:
         fail(f"--exp-name {args.exp_name}: is part of a folder's name and cannot contain a slash")
+    if args.track and set(args.exp_name) & set(":;,#?'"):
+        fail(f"--exp-name {args.exp_name}: is part of a W&B id, which cannot contain any of : ; , # ? '")
     if args.cuda_required and not torch.cuda.is_available():
         fail("--cuda-required: torch finds no GPU here")
-    if args.track and find_spec("wandb") is None:
+    if args.track and not getattr(find_spec("wandb"), "origin", None):  # a mere folder called wandb has none
         fail("--track: pip install wandb")
     return replace(args, env_id=game, distribution_mode=mode)
 
@@ -904,3 +941,5 @@ if __name__ == "__main__":
         main()
     except OSError as error:
         sys.exit(f"error: {error}; what was saved before is whole")
+    except KeyboardInterrupt:  # before training, or a second one
+        sys.exit("stopped at once; what was saved before is whole")

@@ -9,7 +9,9 @@ A program in a folder of benchmark/ finds this file with
 import importlib.util
 import itertools
 import json
+import re
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +38,28 @@ def fail(message):
     sys.exit(2)
 
 
+def run(program, *arguments):
+    """Calls a program that trains. A full disk and Ctrl-C end it with a line, as they end the scripts."""
+    threading.excepthook = lambda _: None  # TensorBoard's thread fails on a full disk too
+    try:
+        program(*arguments)
+    except OSError as error:
+        sys.exit(f"error: {error}; what was saved before is whole")
+    except KeyboardInterrupt:
+        sys.exit("stopped at once; what was saved before is whole")
+
+
 def check_out(path, *endings):
     """Ends the program if `path` cannot be a file with one of these endings, before hours of work are lost."""
     if not str(path).endswith(endings) or not Path(path).absolute().parent.is_dir():
         fail(f"{path}: not a {' or '.join(endings)} file in a folder that exists")
+    new = not Path(path).exists()
+    try:
+        open(path, "ab").close()
+    except OSError as error:
+        fail(f"{path} cannot be written: {error.strerror}")
+    if new:
+        Path(path).unlink()
 
 
 def first_line(error):
@@ -132,23 +152,37 @@ def suite_program(about):
 
 
 def split_name(text):
-    """("METHOD", folder) from "METHOD=FOLDER", ("", folder) from "FOLDER"."""
-    name, equals, folder = str(text).partition("=")
-    if not equals or "/" in name or Path(text).exists():  # a folder, perhaps with = in its name
+    """("METHOD", folder) from "METHOD=FOLDER", ("", folder) from "FOLDER". Both may have = in their names."""
+    text = str(text)
+    if Path(text).exists():
         return "", Path(text)
-    return name, Path(folder)
+    for equals in re.finditer("=", text):
+        folder = Path(text[equals.end() :])
+        if folder.exists():
+            return text[: equals.start()], folder
+    name, equals, folder = text.partition("=")
+    return (name, Path(folder)) if equals and "/" not in name else ("", Path(text))
 
 
 def read_about(folder):
-    """args.json of a run's folder."""
+    """args.json of a run's folder, or the program ends."""
     try:
-        about = json.loads((Path(folder) / "args.json").read_text())
+        return parse_about(folder)
     except OSError as error:
         fail(f"{folder} is no folder of a run: args.json: {error.strerror}")
     except ValueError as error:
-        fail(f"{folder}/args.json cannot be read: {error}")
+        fail(f"{folder}: {error}")
+
+
+def parse_about(folder):
+    """args.json of a run's folder. Errors: OSError; ValueError, if it is not what a run writes."""
+    text = (Path(folder) / "args.json").read_text(encoding="utf-8")
+    try:
+        about = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"args.json cannot be read: {error}") from error
     if not isinstance(about, dict) or not {"command", "args", "commit", "hardware", "packages"} <= about.keys():
-        fail(f"{folder}/args.json is of no run, or of one of another version")
+        raise ValueError("args.json is of no run, or of one of another version")
     return about
 
 
@@ -166,10 +200,11 @@ def without_runs_dir(command):
     """The words of a command that trains, without its folder of runs, which is another one on each machine."""
     words, kept = iter(command), []
     for word in words:
-        if word == "--runs-dir":
-            next(words, None)
-        elif not word.startswith("--runs-dir="):
+        flag, equals, _ = word.replace("_", "-").partition("=")
+        if flag != "--runs-dir":
             kept.append(word)
+        elif not equals:
+            next(words, None)
     return kept
 
 
@@ -184,6 +219,41 @@ def load_script(path):
     sys.modules[name] = module  # where tyro looks for the comments of Args
     spec.loader.exec_module(module)
     return module
+
+
+# ---- What makes two runs the same method ----
+# Arguments that say how a run is watched and where it runs. The others decide what is learned.
+# fmt: off
+NEUTRAL = (
+    "env_id", "exp_name", "seed", "torch_deterministic", "cuda", "cuda_required", "cuda_graphs", "track",
+    "wandb_project_name", "wandb_entity", "runs_dir", "save_minutes", "exact_every", "resume", "eval_every",
+    "eval_episodes", "final_eval_episodes", "eval_seed", "eval_envs", "eval_modes", "dmcgb_dir", "mc_samples",
+    "total_timesteps",
+)
+# fmt: on
+
+
+def settings_of(args):
+    """The arguments of args.json that decide what is learned. Of the precisions, bf16 alone is coarse."""
+    settings = {name: value for name, value in args.items() if name not in NEUTRAL}
+    if settings.get("precision") != "bf16":
+        settings.pop("precision", None)
+    return settings
+
+
+def names_apart(name, settings):
+    """Names for runs that were called the same: the name, and how their settings [{argument: value}] differ.
+
+    An argument that only some have is at its default in the others.
+    """
+    names = []
+    for own in settings:
+        parts = [name]
+        for key in sorted(set().union(*settings)):
+            if key in own and any(other.get(key) != own[key] for other in settings):
+                parts.append(f"{key} {own[key]}")
+        names.append(", ".join(parts))
+    return names
 
 
 # ---- Suites: sets of environments that methods are compared on ----

@@ -81,7 +81,7 @@ def main():
 
 def finished(command, seconds):
     """Runs a command, for so long at most -> what it printed, whether it came to its end."""
-    with tempfile.TemporaryFile("w+") as output:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         process = subprocess.Popen(command, stdout=output, cwd=common.ROOT)
         try:
             whole = process.wait(timeout=max(seconds, 1)) == 0
@@ -166,7 +166,7 @@ def resumes(path, **seams):
 
 
 def write(path, rows):
-    with open(path, "w", newline="") as file:
+    with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)

@@ -91,7 +91,7 @@ class Job:
 
     def __init__(self, name, command, mark=None):
         self.name, self.command, self.mark, self.turns = name, command, mark, []
-        self.errors = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8")
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors, "text": True}
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
@@ -132,12 +132,12 @@ class Job:
         self.turns.append(row | ({} if self.mark else json.loads(line)))
 
     def cpu_seconds(self):
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def peak_gb(self):
         """Of resident memory. A command that has just ended has none: then what it was before."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
         found = re.search(r"VmHWM:\s+(\d+) kB", status)
         if found:
             return int(found[1]) / 1e6
@@ -151,7 +151,7 @@ class Job:
 
 def busy_seconds():
     """CPU time that this machine has spent so far, on anything."""
-    fields = Path("/proc/stat").read_text().split()[1:9]
+    fields = Path("/proc/stat").read_text(encoding="utf-8").split()[1:9]
     user, nice, system, _, _, irq, softirq, steal = map(int, fields)
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
@@ -188,7 +188,7 @@ def limit_fraction(rows, about):
 def save(path, rows, about):
     columns = ["name", "iteration", "steps", "seconds", "steps_per_second", "peak_gb", "others", *PHASES]
     columns += ["limit_fraction", "precision", "command", "commit", "packages", "hardware"]
-    with open(path, "w", newline="") as file:
+    with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         for row in rows:

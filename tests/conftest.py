@@ -308,6 +308,7 @@ SLOW = {
     "test_kill_at_each_step_of_a_save": ("sac_sam_reset",),
     "test_full_disk_at_each_step_of_a_save": ("sac_sam_reset",),
     "test_update_and_act_read_nothing_back": ("drq_sam_reset",),
+    "test_interrupted_before_training": ("drqv2_pieg", "drq_sam_reset", "ppo_netrand", "sac_sam_reset"),
 }
 
 

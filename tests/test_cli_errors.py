@@ -1,8 +1,10 @@
 """What a user can get wrong ends the program with exit code 2 and one line, before the first step, on a clean disk."""
 
 import ctypes
+import importlib.machinery
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import unittest.mock
 
 import pytest
 import torch
-from conftest import ROWS, SCRIPTS, ScriptedEnvs, load, make_agent_of, tiny_args
+from conftest import ROWS, SCRIPTS, ScriptedEnvs, load, make_agent_of, replace, tiny_args
 
 PROCGEN = ["mdpo", "ppo_netrand"]  # the scripts that draw with EnvPool's Procgen
 GAMES = "bigfish bossfight caveflyer chaser climber coinrun dodgeball fruitbot heist jumper leaper maze miner ninja"
@@ -26,7 +28,7 @@ EVERY_SCRIPT = [
     ("--exact-every -1", "--exact-every -1: from"),
     ("--eval-every -1", "--eval-every -1: from"),
     ("--eval-episodes 0", "--eval-episodes 0: from"),
-    ("--final-eval-episodes 0", "--final-eval-episodes 0: from"),
+    ("--final-eval-episodes -1", "--final-eval-episodes -1: from 0\n"),
     ("--track", "--track: pip install wandb"),
     ("--cuda-required", "--cuda-required: torch finds no GPU here"),
     ("--env-id nowhere", "--env-id nowhere: no such"),
@@ -274,6 +276,90 @@ def test_an_envpool_id_has_its_own_mode(name, env_id, mode, made, levels, tmp_pa
     script.make_envs(script.check(tiny_args(name, tmp_path, env_id=env_id, distribution_mode=mode)), "train")
     (call,) = envpool.make_gymnasium.call_args_list
     assert (call.args, call.kwargs["num_levels"]) == ((made,), levels)
+
+
+class Wandb(types.ModuleType):
+    """The package W&B, which refuses to begin."""
+
+    def __init__(self, origin):
+        super().__init__("wandb")
+        self.__spec__ = importlib.machinery.ModuleSpec("wandb", None, origin=origin)
+
+    def init(self, **about):
+        raise RuntimeError("api_key not configured (no-tty)\nmore")
+
+
+@pytest.mark.parametrize("letter", ":;,#?'")
+def test_a_name_that_wandb_refuses(letter, script, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", Wandb("wandb/__init__.py"))
+    args = tiny_args(script.__name__, tmp_path / "runs", track=True, exp_name=f"a{letter}b")
+    with pytest.raises(SystemExit, match=r"^2$"):
+        script.train(args, Unstepped, make_agent_of(script))
+    assert is_one_line(capsys.readouterr().err, f"--exp-name a{letter}b: is part of a W&B id")
+    script.check(replace(args, track=False))  # without W&B it is a good name
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("origin", "said"), [(None, "--track: pip install wandb"), ("x.py", "--track: api_key not configured (no-tty)")]
+)
+def test_wandb_that_cannot_begin(origin, said, script, tmp_path, monkeypatch, capsys):
+    """A folder called wandb is no package, and nothing is written for a run that W&B does not take."""
+    monkeypatch.setitem(sys.modules, "wandb", Wandb(origin))
+    args = tiny_args(script.__name__, tmp_path / "runs", track=True)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        script.train(args, Unstepped, make_agent_of(script))
+    assert is_one_line(capsys.readouterr().err, said)
+    assert files(tmp_path) == {}
+
+
+def test_a_script_in_a_notebooks_cell_says_what_to_do(script):
+    """Where there is no file of it, a run could not keep a copy."""
+    text = open(script.__file__).read()
+    with pytest.raises(RuntimeError, match=r"save this text as a \.py file"):
+        exec(compile(text, "<cell>", "exec"), {"__name__": "__main__"})
+
+
+def test_called_from_a_notebook_the_command_is_the_call(script, tmp_path, monkeypatch):
+    """sys.argv is the kernel's there."""
+    args = tiny_args(script.__name__, tmp_path)
+    assert script.describe(args)["command"] == sys.argv
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    assert script.describe(args)["command"] == [f"{script.__name__}.py", repr(args)]
+
+
+def test_a_folder_that_git_distrusts(script, tmp_path, monkeypatch, capsys):
+    """No commit is recorded, and this is said; outside of git there is nothing to say."""
+    (tmp_path / "git").write_text(GIT)
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert script.describe(script.Args())["commit"] == ""
+    assert capsys.readouterr().out.startswith("warning: git does not trust the owner of ")
+    (tmp_path / "git").write_text("#!/bin/sh\necho 'fatal: not a git repository' >&2; exit 128")
+    assert script.describe(script.Args())["commit"] == "" and capsys.readouterr().out == ""
+    (tmp_path / "git").write_text(f"#!/bin/sh\necho {'ab' * 20}-dirty")
+    assert script.describe(script.Args())["commit"] == "ab" * 20 + "-dirty"
+
+
+GIT = """#!/bin/sh
+echo "fatal: detected dubious ownership in repository at '/there'" >&2
+exit 128
+"""
+
+
+def test_interrupted_before_training(script, tmp_path):
+    """Ctrl-C while environments are made is no traceback."""
+    program = (
+        "import runpy, sys, torch; from unittest import mock\n"
+        "sys.argv = sys.argv[1:]\n"
+        "with mock.patch('torch.manual_seed', side_effect=KeyboardInterrupt):\n"
+        "    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    flags = ROWS[script.__name__]["flags"].split()
+    command = [sys.executable, "-c", program, script.__file__, *flags]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "stopped at once; what was saved before is whole\n")
+    assert files(tmp_path) == {}
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_a_folder_that_is_no_run(folder, capsys):
     error = fails(capsys, common.load_run, nowhere)
     assert f"{nowhere} is no folder of a run: args.json: No such file or directory" in error
     (folder / "args.json").write_text("{")
-    assert "args.json cannot be read: " in fails(capsys, common.load_run, folder)
+    assert f"{folder}: args.json cannot be read: " in fails(capsys, common.load_run, folder)
     for text in ("[]", '{"args": {}}'):
         (folder / "args.json").write_text(text)
         assert "is of no run, or of one of another version" in fails(capsys, common.load_run, folder)
@@ -125,14 +125,36 @@ def test_scripts_by_name_and_by_path(capsys):
 
 def test_outputs_are_checked_before_any_work(tmp_path, capsys):
     common.check_out(tmp_path / "a.csv", ".png", ".csv")
+    assert not (tmp_path / "a.csv").exists()
+    (tmp_path / "b.csv").write_text("kept")
+    common.check_out(tmp_path / "b.csv", ".csv")
+    assert (tmp_path / "b.csv").read_text() == "kept"
+    (tmp_path / "c.csv").mkdir()
+    error = fails(capsys, common.check_out, tmp_path / "c.csv", ".csv")
+    assert error == f"error: {tmp_path}/c.csv cannot be written: Is a directory\n"
     for path in (tmp_path / "a.txt", tmp_path / "no" / "a.csv"):
         error = fails(capsys, common.check_out, path, ".png", ".csv")
         assert error == f"error: {path}: not a .png or .csv file in a folder that exists\n"
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(KeyboardInterrupt(), "stopped at once; what "), (OSError(28, "No space left"), r"error: \[Errno 28\] No space")],
+)
+def test_a_program_that_trains_ends_with_a_line(error, said, monkeypatch):
+    monkeypatch.setattr("threading.excepthook", None)
+
+    def program(name):
+        assert name == "a"
+        raise error
+
+    with pytest.raises(SystemExit, match=said):  # a text, so exit code 1
+        common.run(program, "a")
+
+
 def test_commands_without_the_folder_of_runs():
-    command = ["a.py", "--runs-dir", "x", "--seed", "1", "--runs-dir=y"]
-    assert common.without_runs_dir(command) == ["a.py", "--seed", "1"]
+    command = ["a.py", "--runs-dir", "x", "--seed", "1", "--runs-dir=y", "--runs_dir", "z", "--exp_name=a_b"]
+    assert common.without_runs_dir(command) == ["a.py", "--seed", "1", "--exp_name=a_b"]
 
 
 def test_one_spelling_of_a_task():

@@ -24,7 +24,7 @@ BANNERS += ["Training and evaluation", "Checkpoints, logs, command line"]
 BANNERS = [f"# ---- {number}. {title} ----" for number, title in enumerate(BANNERS, 1)]
 # Names whose text differs from script to script by nature.
 DIFFER = {"Args", "make_envs", "Agent", "act", "update", "train", "evaluate", "compare", "load_agents", "check"}
-DIFFER |= {"MAY_CHANGE", "POSITIVE", "SMALLEST", "LARGEST", "GAMES", "Replay", "random_shift"}
+DIFFER |= {"MAY_CHANGE", "POSITIVE", "SMALLEST", "LARGEST", "GAMES", "Replay", "random_shift", "final_episodes"}
 DIFFER |= {"Critic", "Actor", "projection", "mlp", "FRAMES", "ControlEnvs"}  # of DeepMind Control's two scripts
 BESIDES = {"torch.utils.tensorboard": "tensorboard", "dm_control": "mujoco"}  # what an import needs besides its own
 NAMED = {"cv2": "opencv-python-headless"}  # packages that are not called what is imported of them

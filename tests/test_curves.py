@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import shutil
 import sys
 
@@ -14,6 +15,7 @@ from matplotlib.colors import to_hex
 sys.path[:0] = [str(ROOT / "benchmark"), str(ROOT / "benchmark" / "tables")]
 import collect
 import common
+import papers
 import plot_curves
 
 
@@ -63,7 +65,7 @@ def test_a_row_a_number_with_the_run_it_came_from(folders, monkeypatch, capsys):
     assert {(row["command"], row["script"], row["changed"], row["default_steps"]) for row in rows} == {
         ("python algos/mdpo.py --seed 0", "mdpo", '{"distribution_mode": "easy"}', "50000000"),
         ("python algos/mdpo.py --seed 1", "mdpo", '{"distribution_mode": "easy"}', "50000000"),
-        ("python other.py --seed 2", "other", "", ""),
+        ("python other.py --seed 2", "other", '{"distribution_mode": "easy", "num_levels": 200}', ""),
     }
     assert {(row["packages"], row["commit"], row["task"], row["suite"], row["hardware"]) for row in rows} == {
         ("torch==2", "c0ffee", "maze", "procgen-easy", "no GPU, 2 cores x")
@@ -93,8 +95,9 @@ def test_a_run_of_a_changed_copy_is_collected_and_drawn_like_any_other(tmp_path,
     make_run(tmp_path / "a", ["elsewhere/mine.py"], args | {"exp_name": "idea"}, script="mine", returns=[1, 2])
     run(collect, monkeypatch, tmp_path, "--out", tmp_path / "out.csv")
     rows = list(csv.DictReader((tmp_path / "out.csv").open()))
-    names = ("method", "suite", "task", "script", "changed", "command")
+    names = ("method", "suite", "task", "script", "default_steps", "command")
     assert [rows[0][name] for name in names] == ["idea", "procgen-hard", "maze", "mine", "", "python mine.py"]
+    assert json.loads(rows[0]["changed"]) == {"distribution_mode": "hard", "num_levels": 500, "new_flag": 3}
     run(plot_curves, monkeypatch, tmp_path / "out.csv", "--out", tmp_path / "out.svg", "--published", "none")
     assert "idea, test (1 seed)" in (tmp_path / "out.svg").read_text()
 
@@ -115,14 +118,125 @@ def test_script_of_a_run(command, script, found, tmp_path):
     make_run(tmp_path / "a", command, {"env_id": "maze", "num_levels": 500}, script)
     settings = collect.settings_of(tmp_path / "a", common.read_about(tmp_path / "a"))
     assert settings["script"] == found
-    assert bool(settings["changed"]) == (found in ("mdpo", "mdpo doubled"))
+    assert bool(settings["default_steps"]) == (found in ("mdpo", "mdpo doubled"))
 
 
-@pytest.mark.parametrize("flags", ["A=nowhere --out {}/out.csv", "A={}/run0 --out {}/no/out.csv", "A={}/run0 --out {}"])
-def test_collect_says_what_is_wrong(flags, folders, monkeypatch, capsys):
+@pytest.mark.parametrize("out", ["{}/no/out.csv", "{}", "{}/out.txt"])
+def test_collect_says_what_is_wrong(out, folders, monkeypatch, capsys):
     with pytest.raises(SystemExit, match=r"^2$"):
-        run(collect, monkeypatch, *flags.replace("{}", str(folders)).split())
+        run(collect, monkeypatch, f"A={folders}/run0", "--out", out.replace("{}", str(folders)))
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_broken_run_is_named_and_skipped(folders, monkeypatch, capsys):
+    """However it is broken, the others are collected. Only where nothing is left does the program fail."""
+    for name in ("empty", "list", "no_metrics", "no_json", "no_args"):
+        shutil.copytree(folders / "run0", folders / name)
+    (folders / "empty" / "args.json").write_text("")
+    (folders / "list" / "args.json").write_text("[]")
+    (folders / "no_metrics" / "metrics.csv").unlink()
+    (folders / "no_json" / "args.json").write_bytes(b"\xff\xfe")
+    about = json.loads((folders / "run0" / "args.json").read_text())
+    (folders / "no_args" / "args.json").write_text(json.dumps(about | {"args": 3}))
+    run(collect, monkeypatch, folders, folders / "gone", f"B={folders}/empty", "--out", folders / "out.csv")
+    said = capsys.readouterr().err
+    for name in ("empty", "list", "no_metrics", "no_json", "no_args", "gone"):
+        assert f"skipped: {folders}/{name}: " in said
+    assert said.endswith("7 of 10 skipped\n")
+    assert "no_metrics: metrics.csv: No such file or directory\n" in said
+    assert len(pd.read_csv(folders / "out.csv")) == 3 + 2 + 3
+    (folders / "out.csv").unlink()
+    with pytest.raises(SystemExit, match="error: no run in "):  # a text, so exit code 1
+        run(collect, monkeypatch, folders / "empty", folders / "gone", "--out", folders / "out.csv")
+    assert not (folders / "out.csv").exists()
+
+
+def test_runs_of_any_name_in_any_folder(tmp_path, monkeypatch):
+    """Folders with spaces, quotes and =, as --runs-dir and --exp-name make them."""
+    outer = tmp_path / "a 'quoted' = folder"
+    outer.mkdir()
+    for name in ("lr=0.1", "it's"):
+        command = ["algos/mdpo.py", "--runs-dir", str(outer), "--exp-name", name]
+        make_run(outer / f"maze__{name}", command, {"env_id": "maze", "exp_name": name}, returns=[1, 2])
+    run(collect, monkeypatch, outer, "--out", tmp_path / "out.csv")
+    rows = pd.read_csv(tmp_path / "out.csv")
+    assert {*rows["method"]} == {"lr=0.1", "it's"}
+    assert {shlex.split(command)[-1] for command in rows["command"]} == {"lr=0.1", "it's"}
+    run(collect, monkeypatch, f"A=B={outer}/maze__lr=0.1", f"{outer}/maze__it's", "--out", tmp_path / "out.csv")
+    assert {*pd.read_csv(tmp_path / "out.csv")["method"]} == {"A=B", "it's"}
+
+
+def test_runs_of_one_name_with_other_settings_are_apart(tmp_path, monkeypatch):
+    """What decides learning has to be equal, in scripts of ours and in copies, within a CSV and across some."""
+    hard = {"env_id": "maze", "distribution_mode": "hard"}
+    runs = [("mdpo", {}), ("mdpo", {"seed": 2, "save_minutes": 9.0}), ("mdpo", {"num_agents": 1})]
+    runs += [("mdpo", {"learning_rate": 0.1, "num_agents": 1}), ("mine", {"new": 1}), ("mine", {"new": 2})]
+    for n, (script, args) in enumerate(runs):
+        args = hard | {"exp_name": script} | args
+        make_run(tmp_path / str(n), [f"algos/{script}.py", "--seed", str(n)], args, script, [float(n), 2.0])
+    run(collect, monkeypatch, tmp_path, "--out", tmp_path / "all.csv")
+    methods = ["mdpo", "mdpo, learning_rate 0.1, num_agents 1", "mdpo, num_agents 1", "mine, new 1", "mine, new 2"]
+    assert sorted(papers.load([tmp_path / "all.csv"])["method"].unique()) == methods
+    run(plot_curves, monkeypatch, tmp_path / "all.csv", "--out", tmp_path / "a.svg", "--published", "none")
+    text = (tmp_path / "a.svg").read_text()
+    assert "mdpo, test (2 seeds)" in text and "mdpo, num_agents 1, test (1 seed)" in text
+    for n in (0, 2):
+        run(collect, monkeypatch, f"A={tmp_path}/{n}", "--out", tmp_path / f"{n}.csv")
+    rows = papers.load([tmp_path / "0.csv", tmp_path / "2.csv"])
+    assert sorted(rows["method"].unique()) == ["A", "A, num_agents 1"]
+
+
+def test_names_that_look_like_numbers_or_like_nothing(tmp_path, monkeypatch):
+    names = ["None", "NA", "001", "1e-4", "nan", "true"]
+    for name in names:
+        make_run(tmp_path / name, ["algos/mdpo.py"], {"env_id": "maze", "exp_name": name}, returns=[1, 2])
+    run(collect, monkeypatch, tmp_path, "--out", tmp_path / "out.csv")
+    rows = papers.load([tmp_path / "out.csv"])
+    assert sorted(rows["method"].unique()) == sorted(names)
+    assert [rows[name].dtype.kind for name in ("seed", "step", "value")] == ["i", "i", "f"]
+    run(plot_curves, monkeypatch, tmp_path / "out.csv", "--out", tmp_path / "out.svg", "--published", "none")
+    text = (tmp_path / "out.svg").read_text()
+    assert all(f"{name}, test (1 seed)" in text for name in names)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "method,suite\nA", "\0\0"])
+def test_a_broken_csv_is_named_and_skipped(text, folders, monkeypatch, capsys):
+    run(collect, monkeypatch, f"A={folders}/run0", "--out", folders / "good.csv")
+    header = (folders / "good.csv").read_text().splitlines()[0]
+    (folders / "bad.csv").write_text(text)
+    (folders / "header.csv").write_text(header + "\n")
+    row = ["no number"] * len(header.split(","))
+    (folders / "words.csv").write_text(header + "\n" + ",".join(row) + "\n")
+    tables = [folders / f"{name}.csv" for name in ("bad", "good", "header", "words")]
+    assert len(papers.load(tables)) == 3
+    said = capsys.readouterr().err
+    assert f"skipped: {folders}/header.csv: no rows" in said and f"skipped: {folders}/words.csv: " in said
+    assert (f"skipped: {folders}/bad.csv: " in said) == (text in ("", "\n"))
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run(plot_curves, monkeypatch, folders / "bad.csv", "--out", folders / "a.svg")
+    assert f"{folders}/bad.csv" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seeds", "label", "markers"),
+    [
+        ({1: [0, 10], 2: [20, 30]}, "A, test (2 seeds, no steps in common)", ["", ""]),
+        ({1: [5], 2: [20]}, "A, test (2 seeds, no steps in common)", [".", "."]),
+        ({1: [5], 2: [5]}, "A, test (2 seeds)", [".", ".", "o"]),
+        ({1: [5]}, "A, test (1 seed)", ["o"]),
+        ({1: [0, 10]}, "A, test (1 seed)", [""]),
+    ],
+)
+def test_what_is_there_is_seen(seeds, label, markers):
+    """Seeds that share no step are drawn as they are and said to be so; a single point has a marker."""
+    rows = [(seed, step, 1.0) for seed, steps in seeds.items() for step in steps]
+    data = pd.DataFrame(rows, columns=["seed", "step", "value"]).assign(method="A", key="eval/test_return")
+    figure, axis = plt.subplots()
+    plot_curves.draw(axis, data, {"eval/test_return": "-"}, {"A": "red"}, None)
+    drawn = [line.get_marker().replace("None", "") for line in axis.get_lines() if len(line.get_xdata())]
+    assert drawn == markers
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == [label]
+    plt.close(figure)
 
 
 def test_the_mean_goes_as_far_as_all_seeds_go(folders):
@@ -194,7 +308,7 @@ def test_collect_takes_all_runs_of_a_folder(folders, monkeypatch, capsys):
         ("sac", "dmc", "walker-walk"): 2,
         ("mdpo", "procgen-easy", "maze"): 2,
     }
-    assert "1 runs left out" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("2 of 5 skipped\n")
     run(collect, monkeypatch, f"A={folders}", "--out", folders / "out.csv", "--suite", "mine")
     assert {*pd.read_csv(folders / "out.csv")[["method", "suite"]].to_numpy().ravel()} == {"A", "mine"}
 

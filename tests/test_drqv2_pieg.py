@@ -690,6 +690,22 @@ def test_a_run_is_evaluated_where_it_could_not_be_trained(tmp_path, monkeypatch)
     assert f"48,eval/test_return,{value}" in metrics_of(folder_in(tmp_path))
 
 
+def test_pictures_that_moved(tmp_path, capsys):
+    """A resume takes them from where they are now. Made-up textures are not the same as pictures."""
+    (tmp_path / "before").mkdir()
+    cv2.imwrite(str(tmp_path / "before" / "one.png"), np.full((20, 20, 3), 9, np.uint8))
+    go(tiny(tmp_path / "runs", overlay_dir=str(tmp_path / "before"), total_timesteps=18))
+    run, now = folder_in(tmp_path / "runs"), str(tmp_path / "now")
+    (tmp_path / "before").rename(now)
+    args = pieg.Args(**pieg.load_checkpoint(run)["about"]["args"])
+    longer = replace(args, resume=str(run), total_timesteps=36)
+    assert "before: no such folder" in refusal(capsys, go, longer)
+    assert "pictures and textures cannot be exchanged" in refusal(capsys, go, replace(longer, overlay_dir="textures"))
+    go(replace(longer, overlay_dir=now))
+    assert pieg.load_checkpoint(run)["step"] == 36
+    assert pieg.load_checkpoint(run)["about"]["args"]["overlay_dir"] == now
+
+
 def test_the_smallest_replay_lasts_through_episodes(tmp_path, capsys):
     args = tiny(tmp_path / "small", n_step=3, buffer_size=10, eval_every=0)
     go(args)

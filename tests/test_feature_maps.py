@@ -86,7 +86,7 @@ def test_wrong_input_says_so_in_one_line(tmp_path, monkeypatch, capsys):
         ((folder, "--out", tmp_path), "this is for runs of drqv2_pieg.py and copies of it"),
         ((tmp_path / "none", "--out", tmp_path), "none is no folder of a run"),
         (("--out", tmp_path), "a run's folder, or some of them, is needed"),
-        ((folder, "--out", tmp_path / "nowhere"), "--out: a folder that exists"),
+        ((folder, "--out", tmp_path / "nowhere"), "feature_maps.png: not a .png file in a folder that exists"),
         ((folder, "--out", tmp_path, "--steps", 0), "--steps: at least 1"),
     ):
         assert_refuses(feature_maps, monkeypatch, capsys, flags, says)

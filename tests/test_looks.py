@@ -239,13 +239,13 @@ def test_frames_are_of_all_episodes_in_their_order():
 
 # ---- The program ----
 def test_labels_tell_runs_apart():
-    def state(netrand, seed, step):
-        return SimpleNamespace(args=ppo_netrand.Args(netrand=netrand, seed=seed), state={"step": step})
+    def state(method, seed, step):
+        return SimpleNamespace(method=method, args=ppo_netrand.Args(seed=seed), state={"step": step})
 
-    assert looks.labels([state(False, 1, 5), state(True, 1, 5)]) == ["PPO", "PPO + netrand"]
-    assert looks.labels([state(False, 1, 5), state(False, 2, 5)]) == ["PPO seed 1", "PPO seed 2"]
-    three = [state(True, 1, 5), state(True, 1, 9), state(False, 1, 9)]
-    assert looks.labels(three) == ["PPO + netrand seed 1 step 5", "PPO + netrand seed 1 step 9", "PPO"]
+    assert looks.labels([state("PPO", 1, 5), state("netrand", 1, 5)]) == ["PPO", "netrand"]
+    assert looks.labels([state("PPO", 1, 5), state("PPO", 2, 5)]) == ["PPO seed 1", "PPO seed 2"]
+    three = [state("netrand", 1, 5), state("netrand", 1, 9), state("PPO", 1, 9)]
+    assert looks.labels(three) == ["netrand seed 1 step 5", "netrand seed 1 step 9", "PPO"]
 
 
 def drawn_map(moments, heat):
@@ -309,7 +309,7 @@ def test_two_runs_become_two_pictures_and_a_table(trained, tmp_path, monkeypatch
     for name in ("draw_trajectories", "draw_maps"):
         draw = getattr(looks, name)
         monkeypatch.setattr(looks, name, lambda given, name=name, draw=draw: drawn.update({name: given}) or draw(given))
-    run(looks, monkeypatch, *trained, *flags)
+    run(looks, monkeypatch, f"PPO={trained[0]}", trained[1], *flags)
     assert {path.name for path in tmp_path.iterdir()} == {"looks_trajectories.png", "looks_grad_cam.png", "looks.csv"}
     for name, inches in {"looks_trajectories.png": (10, 5.4), "looks_grad_cam.png": (8.5, 8.6)}.items():
         picture = iio.imread(tmp_path / name)
@@ -318,11 +318,11 @@ def test_two_runs_become_two_pictures_and_a_table(trained, tmp_path, monkeypatch
         assert picture[..., :3].std() > 20 and (picture[..., :3] < 250).any(2).mean() > 0.02, "it is not empty"
     rows = list(csv.DictReader((tmp_path / "looks.csv").open()))
     commit = json.loads((trained[0] / "args.json").read_text())["commit"]
-    for row, label in zip(rows, ["PPO", "PPO + netrand"], strict=True):
+    for row, label in zip(rows, ["PPO", "ppo_netrand"], strict=True):
         assert (row["label"], row["env_id"], row["seed"], row["step"]) == (label, "coinrun", "1", "64")
         assert (row["episodes"], row["steps"], row["commit"]) == ("3", "23", commit)
         assert all(float(row[key]) > 0 for key in ("cosine", "cosine_ratio", "euclidean", "euclidean_ratio"))
-    assert "PPO + netrand: cosine distance" in capsys.readouterr().out
+    assert "ppo_netrand: cosine distance" in capsys.readouterr().out
     made = looks.common.load_run(trained[1], cuda=False, precision="fp32")
     (agent,) = made.agents()
     both = shorter(made, agent, 3, 12, 5)
@@ -368,7 +368,7 @@ def test_what_is_wrong_is_said_in_a_line(trained, tmp_path, monkeypatch, capsys)
         ([newer, *out], "newer is a run of another version of ppo_netrand.py"),
         ([tmp_path / "none", *out], "none is no folder of a run"),
         ([*out], "a run's folder, or some of them, is needed"),
-        ([trained[0], "--out", tmp_path / "nowhere"], "nowhere: a folder that exists"),
+        ([trained[0], "--out", tmp_path / "nowhere"], "looks.csv: not a .csv file in a folder that exists"),
         ([trained[0], *out, "--episodes", 0], "at least 1"),
         ([trained[0], *out, "--moments", 0], "at least 1"),
         ([trained[0], *out, "--steps", 1], "at least 2"),

@@ -2,8 +2,10 @@
 
 import csv
 import dataclasses
+import os
 import re
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from functools import partial
@@ -34,6 +36,7 @@ def rows_of(
     steps=(50_000, 100_000),
     suite="atari-100k",
     default_steps=100_000,
+    episodes=100,
 ):
     """Rows as collect.py writes them, of runs called "mine", each evaluation with another return."""
     rows = []
@@ -42,7 +45,7 @@ def rows_of(
             for step in steps:
                 row = {"method": "mine", "suite": suite, "task": task, "seed": seed, "step": step}
                 row |= {"key": "eval/test_return", "value": 1000.0 + 7 * len(rows), "script": script}
-                row |= {"changed": papers.as_text(changed), "default_steps": default_steps}
+                row |= {"changed": papers.as_text(changed), "default_steps": default_steps, "episodes": episodes}
                 command = f"python algos/{script}.py --env-id {task} --seed {seed}"
                 rows.append(row | {"command": command, "commit": "c0ffee", "packages": "torch==2", "hardware": "x"})
     return pd.DataFrame(rows)
@@ -63,6 +66,9 @@ def test_a_run_is_known_by_its_arguments_and_its_steps(tmp_path):
         rows_of(seeds=(4,), steps=(50_000, 99_000)),  # too short
         rows_of(script="mine", seeds=(5,)).assign(changed="", default_steps=""),  # a copy
         rows_of(script="drq_sam_reset crelu", seeds=(6,)),  # an ablation
+        rows_of(changed=BASE | {"precision": "bf16"}, seeds=(7,)),
+        rows_of(seeds=(8,), episodes=99),  # of the paper's 100 games
+        rows_of(seeds=(9,)).drop(columns="episodes"),  # of a version that did not say
     )
     ours = report.Ours(rows, reps=10)
     cell = partial(ours.task, ATARI, key="eval/test_return", task="krull")
@@ -90,7 +96,7 @@ def test_a_run_with_a_methods_arguments_is_known_as_it(file, name):
     """As they are in args.json, without defaults; however it is watched and wherever it runs."""
     method = papers.METHODS[file][name]
     script = method.script.split()[0]
-    watched = {"seed": 3, "eval_every": 5_000, "precision": "bf16", "exp_name": "x", "cuda": False}
+    watched = {"seed": 3, "eval_every": 5_000, "precision": "tf32", "exp_name": "x", "cuda": False}
     changed, steps = papers.changes(script, args_of(script, method.changed | watched))
     assert changed == method.changed
     assert (file, name) in papers.cells(method.script, papers.as_text(changed))
@@ -101,7 +107,8 @@ def test_a_run_with_a_methods_arguments_is_known_as_it(file, name):
     ("script", "changes", "cells"),
     [
         ("drq_sam_reset", {}, [(ATARI, "DrQ+SAM+Reset")]),
-        ("drq_sam_reset", {"precision": "bf16", "eval_every": 5, "replay_ratio": 2}, [(ATARI, "DrQ+SAM+Reset")]),
+        ("drq_sam_reset", {"precision": "tf32", "eval_every": 5, "replay_ratio": 2}, [(ATARI, "DrQ+SAM+Reset")]),
+        ("drq_sam_reset", {"precision": "bf16"}, []),
         ("drq_sam_reset", {"augment": False, "sam": False}, [(ATARI, "DER+Reset")]),
         ("drq_sam_reset", {"sam_rho": 0.3}, []),
         (
@@ -348,3 +355,14 @@ def test_report_says_what_is_wrong(flags, tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.slow
+def test_the_report_where_text_is_not_utf8_by_default(tmp_path):
+    """As under LC_ALL=en_US.ISO-8859-1: written all the same, and with the same bytes."""
+    shutil.copytree(RESULTS, tmp_path / "results")
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    program = [sys.executable, ROOT / "benchmark" / "tables" / "report.py", "--results", tmp_path / "results"]
+    subprocess.run(program, env=environment, check=True, cwd=ROOT)
+    for name in ("README.md", "drq_sam_reset_krull.svg"):
+        assert (tmp_path / "results" / name).read_bytes() == (RESULTS / name).read_bytes()

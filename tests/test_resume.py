@@ -291,6 +291,43 @@ def test_bit_for_bit_is_said_where_it_is_true(one_of_each, tmp_path, capsys, cha
     assert f"step {args.exact_every}: {said}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        # 64 steps of rollouts of 16: the last one learned at a quarter of the first rate, the next one at a half.
+        ("mdpo", {"anneal_lr": True, "learning_rate": 4e-3}, ["learning_rate: 0.001 so far, 0.002 from here on"]),
+        ("mdpo", {}, []),
+        ("ppo_netrand", {"anneal_clip": True, "clip_coef": 0.2}, ["clip_coef: 0.05 so far, 0.1 from here on"]),
+        (
+            "ppo_netrand",
+            {"anneal_lr": True, "learning_rate": 4e-3, "anneal_clip": True},
+            ["learning_rate: 0.001 so far, 0.002 from here on", "clip_coef: 0.05 so far, 0.1 from here on"],
+        ),
+        # It had risen to 1 at step 36; of 72 steps, 28 of the 64 that learn are done.
+        (
+            "drq_sam_reset",
+            {"prioritized_replay_beta": 0.5},
+            ["prioritized_replay_beta: 1 so far, 0.719 from here on"],
+        ),
+        ("drq_sam_reset", {}, []),
+    ],
+)
+def test_a_schedule_that_jumps_is_announced(name, settings, said, tmp_path, capsys):
+    """More steps stretch what falls or rises over a run, and a resume says from where to where it goes."""
+    script = load(name)
+    steps = 64 if name in PPO else 36
+    args = tiny_args(name, tmp_path, total_timesteps=steps, eval_every=0, **settings)
+    go(script, args)
+    capsys.readouterr()
+    go(script, replace(args, resume=str(folder_in(tmp_path)), total_timesteps=2 * steps))
+    out = capsys.readouterr().out
+    assert re.findall(r"(?m)^\w+: .* from here on$", out) == said
+    for line in said:  # what was really done next
+        if line.startswith("learning_rate"):
+            rates = [text for text in metrics_of(folder_in(tmp_path)) if "learning_rate" in text]
+            assert [float(text.split(",")[2]) for text in rates[3:5]] == pytest.approx([1e-3, 2e-3])
+
+
 def test_a_script_that_was_changed_is_not_bit_for_bit(one_of_each, tmp_path, monkeypatch, capsys):
     """The folder has the script that trained last, and a resume with another one says so."""
     script, args = one_of_each, tiny_args(one_of_each.__name__, tmp_path / "runs")

@@ -301,3 +301,15 @@ def test_wrong_input_says_so_in_one_line(runs, tmp_path, monkeypatch, capsys):
     ):
         assert_refuses(program, monkeypatch, capsys, flags, says)
     assert sorted(tmp_path.rglob("*")) == before, "nothing was written"
+
+
+def test_runs_of_one_name_with_other_settings_have_names_of_their_own(runs, tmp_path):
+    """So that no row of a table stands for two methods."""
+    shutil.copytree(runs[0], tmp_path / "other")
+    about = json.loads((tmp_path / "other" / "args.json").read_text())
+    about["args"] |= {"learning_rate": 0.1, "seed": 7}
+    (tmp_path / "other" / "args.json").write_text(json.dumps(about))
+    one, other = robustness.load([str(runs[0]), str(tmp_path / "other")], cuda=False)
+    assert (one.method, other.method) == ("mine, learning_rate 0.0005", "mine, learning_rate 0.1")
+    alike = robustness.load([f"A={runs[0]}", f"A={runs[0]}"], cuda=False)
+    assert [run.method for run in alike] == ["A", "A"]

@@ -3,6 +3,7 @@
 import csv
 import importlib.metadata
 import json
+import logging
 import os
 import re
 import subprocess
@@ -147,7 +148,7 @@ def test_finished_episodes_are_logged(script, tmp_path):
 def test_track_hands_the_run_to_wandb(script, tmp_path, monkeypatch):
     """W&B is started before the events, which it copies, and a resumed run goes on under its name."""
     calls, wandb = [], types.ModuleType("wandb")
-    wandb.__spec__ = ModuleSpec("wandb", None)
+    wandb.__spec__ = ModuleSpec("wandb", None, origin="wandb/__init__.py")
     finished = []
 
     def init(**about):
@@ -167,6 +168,45 @@ def test_track_hands_the_run_to_wandb(script, tmp_path, monkeypatch):
     script.train(longer, ScriptedEnvs, make_agent_of(script))
     assert calls[1]["id"] == folder.name
     assert finished == [folder.name] * 2
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_an_evaluation_is_seen(script, terminal, tmp_path, monkeypatch, capsys):
+    """A line says that it begins and how long it is; where there is a terminal, a bar shows how far it is."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    args = tiny_args(script.__name__, tmp_path, eval_every=16, eval_episodes=2, final_eval_episodes=4)
+    script.train(args, ScriptedEnvs, make_agent_of(script))
+    out, err = capsys.readouterr()
+    counts = re.findall(r"(?m)^step \d+: evaluating, (\d+) (?:episodes|games)", out)
+    assert counts == ["2", "2", "4"] if len(counts) == 3 else counts == ["2", "4"]
+    (folder,) = tmp_path.iterdir()
+    assert [str(int(value)) for value in metrics(folder)["charts/eval_episodes"].values()] == counts
+    assert ("evaluation, test: " in err) == terminal
+    if terminal:
+        assert "/4 [" in err
+
+
+def test_a_short_run_ends_with_a_short_evaluation(script):
+    """By default, and never in more episodes than the paper's; a number that is given stays."""
+    whole, short = script.check(script.Args()), script.check(script.Args(total_timesteps=300))
+    most = {"drq_sam_reset": 100, "sac_sam_reset": 10, "drqv2_pieg": 100}.get(script.__name__, 128)
+    assert script.final_episodes(whole) == most
+    assert 1 <= script.final_episodes(short) <= most / 5
+    assert script.final_episodes(replace(short, final_eval_episodes=77)) == 77
+    longest = replace(whole, total_timesteps=100 * whole.total_timesteps)
+    assert script.final_episodes(longest) == most
+
+
+def test_no_evaluation_warns():
+    """As dm_control does for each cheetah, in 200 characters."""
+    records, handler, logger = [], logging.Handler(), logging.getLogger("absl")
+    handler.emit = records.append
+    for script in (load("drqv2_pieg"), load("sac_sam_reset")):
+        suite = script.import_suite()
+        logger.addHandler(handler)
+        suite.load("cheetah", "run")
+        logger.removeHandler(handler)
+    assert records == []
 
 
 def test_help_explains_each_field(script, monkeypatch, capsys):

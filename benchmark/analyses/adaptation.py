@@ -404,7 +404,7 @@ def about_this_machine(args, device):
 def finished_runs(path):
     """The commands of the runs in a CSV, which is made if there is none. Any other CSV ends the program."""
     try:
-        with open(path, "a+", newline="") as file:
+        with open(path, "a+", encoding="utf-8", newline="") as file:
             if file.tell() == 0:
                 csv.writer(file).writerow(COLUMNS)
             file.seek(0)
@@ -418,7 +418,7 @@ def finished_runs(path):
 
 def append(path, rows):
     """Adds a run's rows to a CSV, all at once, so that it holds whole runs."""
-    with open(path, "a", newline="") as file:
+    with open(path, "a", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(rows)
 
 

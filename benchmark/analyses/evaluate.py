@@ -8,8 +8,8 @@ and median.
 
 The table is printed first, and then written to evaluation.csv in the run's folder, with one row per
 agent and split. What may be given are the script's own flags of an evaluation: --eval-*,
---mc-samples, --dmcgb-dir, --cuda. Their defaults are the run's; that of --eval-episodes is the
-run's --final-eval-episodes.
+--mc-samples, --dmcgb-dir, --cuda. Their defaults are the run's; that of --eval-episodes is as many
+as in its last evaluation.
 """
 
 import csv
@@ -38,7 +38,7 @@ def main():
     if words[0].startswith("-"):
         common.fail(f"{words[0]}: the run's folder comes first")
     run = common.load_run(words[0], cuda_required=False)
-    run.args.eval_episodes = run.args.final_eval_episodes
+    run.args.eval_episodes = run.script.final_episodes(run.args)
     args = tyro.cli(run.script.Args, args=words[1:], default=run.args, description=__doc__)
     given = json.loads(json.dumps(dataclasses.asdict(args)))  # with lists for tuples, as in args.json
     for name, value in run.about["args"].items():
@@ -101,12 +101,17 @@ def evaluate_run(run):
 
 
 def load_runs(texts, cuda=False):
-    """The runs of some [METHOD=]FOLDER, to be measured in fp32."""
+    """The runs of some [METHOD=]FOLDER, to be measured in fp32. Of one name with other settings: names of their own."""
     if not texts:
         common.fail("a run's folder, or some of them, is needed")
     runs = []
     for text in texts:
         runs.append(common.load_run(text, cuda=cuda, cuda_required=False, precision="fp32"))
+    for method in {run.method for run in runs}:
+        same = [run for run in runs if run.method == method]
+        settings = [common.settings_of(run.about["args"]) for run in same]
+        for run, name in zip(same, common.names_apart(method, settings), strict=True):
+            run.method = name
     return runs
 
 
@@ -144,7 +149,7 @@ def print_papers(run, rows):
 def published():
     """{(task, look): {method: "mean ± std"}} of the paper's table of returns."""
     found = {}
-    with open(PUBLISHED) as file:
+    with open(PUBLISHED, encoding="utf-8") as file:
         for row in csv.DictReader(file):
             if row["metric"] != "return" or not row["std"] or "Table 1" not in row["source"]:
                 continue

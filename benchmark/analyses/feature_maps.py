@@ -49,8 +49,10 @@ class Args:
 def main():
     args = tyro.cli(Args, description=__doc__)
     out = Path(args.out)
-    if not out.is_dir() or args.steps < 1 or args.seed < 0:
-        common.fail("--out: a folder that exists; --steps: at least 1; --seed: at least 0")
+    if args.steps < 1 or args.seed < 0:
+        common.fail("--steps: at least 1; --seed: at least 0")
+    for name in ("feature_maps.png", "feature_maps.csv"):
+        common.check_out(out / name, Path(name).suffix)
     runs = load_runs(args.runs)
     for run in runs:
         if "encoder_layer" not in vars(run.args):
@@ -64,10 +66,10 @@ def main():
         seen = [frames_of(look) for look in episodes]  # uint8 [S, 9, 84, 84] each
         maps = [feature_maps(agent.encoder, obs, run.args.encoder) for obs in seen]
         both = normalised(torch.stack(maps))  # [2, S, C, h, w]
-        rows.append((f"{run.args.exp_name}, {run.args.encoder}", seen, both))
+        rows.append((f"{run.method}, {run.args.encoder}", seen, both))
         print(f"{run.folder}: {difference(both):.4f} between maps of 0 to 1")
     draw(rows).savefig(out / "feature_maps.png", dpi=130)
-    with open(out / "feature_maps.csv", "w", newline="") as file:
+    with open(out / "feature_maps.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("checkpoint", "encoder", "mode", "states", "difference"))
         for run, (label, seen, both) in zip(runs, rows, strict=True):

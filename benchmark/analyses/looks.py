@@ -51,8 +51,8 @@ def main():
     if min(args.episodes, args.moments) < 1 or args.steps < 2 or args.seed < 0:
         common.fail("--episodes --moments: at least 1; --steps: at least 2; --seed: at least 0")
     out = Path(args.out)
-    if not out.is_dir():
-        common.fail(f"--out {out}: a folder that exists")
+    for name in ("looks.csv", "looks_trajectories.png", "looks_grad_cam.png"):
+        common.check_out(out / name, Path(name).suffix)
     runs = load_runs(args.runs)
     for run in runs:
         if not vars(run.args).get("plain_look"):
@@ -77,7 +77,7 @@ def main():
         maps.append((label, moments, torch.stack(obs).numpy(), torch.stack(cams).numpy()))
     draw_trajectories(trajectories).savefig(out / "looks_trajectories.png", dpi=130)
     draw_maps(maps).savefig(out / "looks_grad_cam.png", dpi=130)
-    with open(out / "looks.csv", "w", newline="") as file:
+    with open(out / "looks.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
@@ -89,7 +89,7 @@ def main():
 # ---- Runs and episodes ----
 def labels(runs):
     """The method of each run; with the seed, and the step, where that is needed to tell them apart."""
-    names = ["PPO + netrand" if run.args.netrand else "PPO" for run in runs]
+    names = [run.method for run in runs]
     for key in ("seed", "step"):
         before = list(names)
         for n, run in enumerate(runs):

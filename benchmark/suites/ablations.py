@@ -13,7 +13,6 @@ The command in a run's args.json says which ablation it is.
 """
 
 import sys
-import threading
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -136,7 +135,8 @@ def main(argv):
         if ablation_of(about) != name:  # its network may have the same shape all the same
             common.fail(f"--resume {own.resume}: that run is not of the ablation {name}, but {ablation_of(about)!r}")
         flags = ["--resume", own.resume]  # a run keeps its arguments
-        own.active_units = own.active_units or "--active-units" in about["command"]
+        before, _ = tyro.cli(Own, args=about["command"][3:], return_unknown_args=True, add_help=False)
+        own.active_units = own.active_units or before.active_units
     else:
         flags = ["--exp-name", f"{path.stem}_{name}", *flags]
     if name == "frozen" and not own.resume:
@@ -212,8 +212,4 @@ def log_active_units(script, make_agent):
 
 
 if __name__ == "__main__":
-    threading.excepthook = lambda _: None  # as in the scripts
-    try:
-        main(sys.argv[1:])
-    except OSError as error:
-        sys.exit(f"error: {error}; what was saved before is whole")
+    common.run(main, sys.argv[1:])

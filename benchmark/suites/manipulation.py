@@ -114,4 +114,4 @@ def seams(script, about):
 
 
 if __name__ == "__main__":
-    pixels.main(SUITE, sys.argv[1:])
+    common.run(pixels.main, SUITE, sys.argv[1:])

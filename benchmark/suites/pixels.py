@@ -205,7 +205,7 @@ def test(suite, flags):
         print(f"{variant:12} {suite.score} {mean} +- {std} in {len(scores)} episodes", flush=True)
     path = run.folder / f"{suite.name}.csv"
     try:
-        with open(path, "w", newline="") as file:
+        with open(path, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["step", "variant", "episodes", suite.score, "std"])
             writer.writerows(rows)

@@ -3,7 +3,7 @@
     python benchmark/tables/collect.py runs --out benchmark/results/<experiment>.csv              # all runs in a folder
     python benchmark/tables/collect.py MDPO=runs/<folder> PPO=runs/<folder> --out benchmark/results/<experiment>.csv
 
-A method without a name is called by its run's --exp-name.
+A method without a name is called by its run's --exp-name. A folder that is no whole run is named and skipped.
 """
 
 import csv
@@ -36,14 +36,21 @@ class Args:
 
 def main():
     args = tyro.cli(Args)
-    runs = []
+    common.check_out(args.out, ".csv")
+    runs, skipped = [], 0
     for text in args.runs:
-        runs += runs_of(text, args)
-    try:
-        file = open(args.out, "w", newline="")
-    except OSError as error:
-        common.fail(f"--out {args.out}: {error.strerror}")
-    with file:
+        method, folder = common.split_name(text)
+        for one in folders_in(folder):
+            try:
+                runs.append(rows_of(method, one, args))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                print(f"skipped: {one}: {reason(error)}", file=sys.stderr)
+                skipped += 1
+    if skipped:
+        print(f"{skipped} of {skipped + len(runs)} skipped", file=sys.stderr)
+    if not runs:
+        sys.exit(f"error: no run in {' '.join(args.runs)}, so {args.out} was not written")
+    with open(args.out, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(runs[0][0]), lineterminator="\n")
         writer.writeheader()
         for rows in runs:
@@ -51,33 +58,27 @@ def main():
     print(f"{args.out}: {sum(map(len, runs))} rows of {len(runs)} runs")
 
 
-def runs_of(text, args):
-    """The rows of a run's folder, or of each run in a folder; a run that logged none of the keys is left out."""
-    method, folder = common.split_name(text)
-    folders = [folder]
-    if not (folder / "args.json").exists():
-        folders = sorted(path.parent for path in folder.glob("*/args.json")) or folders
-    runs = []
-    for one in folders:
-        rows = rows_of(method, one, args)
-        if rows:
-            runs.append(rows)
-    if not runs:
-        common.fail(f"{folder} has none of {' '.join(args.keys)}")
-    if len(runs) < len(folders):
-        left_out = len(folders) - len(runs)
-        print(f"{folder}: {left_out} runs left out, which have none of the keys yet", file=sys.stderr)
-    return runs
+def folders_in(folder):
+    """A run's folder alone, or the folders in it."""
+    if (folder / "args.json").exists() or not folder.is_dir():
+        return [folder]
+    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return folders or [folder]
+
+
+def reason(error):
+    """Why a run cannot be read, in a line."""
+    if isinstance(error, OSError):
+        return f"{Path(error.filename).name}: {error.strerror}"
+    return common.first_line(error)
 
 
 def rows_of(method, folder, args):
-    """The rows of one run."""
-    about = common.read_about(folder)
-    try:
-        with open(folder / "metrics.csv") as file:
-            metrics = list(csv.DictReader(file))
-    except OSError as error:
-        common.fail(f"{folder} is no folder of a run: metrics.csv: {error.strerror}")
+    """The rows of one run. Errors: of many kinds, for a folder that is no whole run."""
+    about = common.parse_about(folder)
+    with open(folder / "metrics.csv", encoding="utf-8") as file:
+        metrics = list(csv.DictReader(file))
+    episodes = {row["step"]: row["value"] for row in metrics if row["key"] == "charts/eval_episodes"}
     run = {
         "method": method or about["args"]["exp_name"],
         "suite": args.suite or common.suite_of(about),
@@ -90,7 +91,14 @@ def rows_of(method, folder, args):
         "packages": packages_of(about),
         "hardware": hardware_of(about),
     }
-    return [run | row | source for row in metrics if row["key"] in args.keys]
+    rows = []
+    for row in metrics:
+        if row["key"] in args.keys:
+            count = episodes.get(row["step"], "") if row["key"].startswith("eval/") else ""
+            rows.append(run | row | {"episodes": count} | source)
+    if not rows:
+        raise ValueError(f"metrics.csv has none of {' '.join(args.keys)} yet")
+    return rows
 
 
 def command_of(about):
@@ -120,8 +128,9 @@ def hardware_of(about):
 def settings_of(folder, about):
     """What papers.py knows a run by.
 
-    script: its stem, with the ablation or the suite's program behind it. changed: the arguments that differ from the
-    script's defaults, as JSON. default_steps: steps of a whole run. The last two are empty for other scripts than ours.
+    script: its stem, with the ablation or the suite's program behind it. changed: the arguments that decide what is
+    learned, as JSON; of a script of ours, those that differ from its defaults. default_steps: steps of a whole run,
+    empty for other scripts than ours.
     """
     program, *words = about["command"]
     stem = Path(program).stem
@@ -133,7 +142,8 @@ def settings_of(folder, about):
         name = script if words[1] == "plain" else f"{script} {words[1]}"
     elif stem != script:
         name = f"{script} {stem}"
-    unknown = {"script": name, "changed": "", "default_steps": ""}
+    settings = common.settings_of(about["args"])
+    unknown = {"script": name, "changed": papers.as_text(settings), "default_steps": ""}
     if script not in papers.SCRIPTS or stem not in (script, "ablations"):
         return unknown
     try:

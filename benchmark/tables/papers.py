@@ -21,15 +21,6 @@ from common import plain
 PUBLISHED = common.ROOT / "benchmark" / "published"
 NOT_RUN = "not run"
 SCRIPTS = ("mdpo", "ppo_netrand", "drq_sam_reset", "sac_sam_reset", "drqv2_pieg")
-# Arguments that say how a run is watched and where it runs. The others decide what is learned.
-# fmt: off
-NEUTRAL = (
-    "exp_name", "seed", "torch_deterministic", "cuda", "cuda_required", "cuda_graphs", "precision", "track",
-    "wandb_project_name", "wandb_entity", "runs_dir", "save_minutes", "exact_every", "resume", "eval_every",
-    "eval_episodes", "final_eval_episodes", "eval_seed", "eval_envs", "eval_modes", "dmcgb_dir", "mc_samples",
-    "total_timesteps",
-)
-# fmt: on
 
 
 # ---- The papers' methods: {file in published/: {row of its tables: Method}} ----
@@ -99,8 +90,8 @@ METHODS = {
         "PPO, doubled": Method("mdpo doubled", ONE | {"num_envs": 128}, steps=100_000_000),
     },
     "netrand_coinrun": {
-        "PPO+netrand": Method("ppo_netrand", PLAIN_LOOK),
-        "PPO": Method("ppo_netrand", PLAIN_LOOK | {"netrand": False}),
+        "PPO+netrand": Method("ppo_netrand", PLAIN_LOOK, steps=256_000_000),
+        "PPO": Method("ppo_netrand", PLAIN_LOOK | {"netrand": False}, steps=256_000_000),
     },
 }
 
@@ -143,27 +134,70 @@ def per_task():
 
 
 # ---- Which runs belong beside it ----
-def load(paths):
+def load(paths, each_alone=False):
     """The rows of collect.py's CSVs in one table, with the file that they are from. Others are left out.
 
+    Runs of one name with other settings get names of their own; each_alone: if they are in one file.
     Errors: OSError; ValueError if there is no such CSV.
     """
     tables = []
     for path in sorted(map(Path, paths)):
-        table = pd.read_csv(path)
-        if {"method", "suite", "task", "seed", "step", "key", "value", "script", "changed", "command"} <= {*table}:
-            tables.append(table.assign(file=path.stem, changed=table["changed"].fillna("")))
+        table = read_rows(path)
+        if table is not None:
+            tables.append(table.assign(file=path.stem))
     if not tables:
-        raise ValueError("no CSV of collect.py")
-    return pd.concat(tables, ignore_index=True)
+        raise ValueError(f"no CSV of collect.py with a run: {' '.join(map(str, paths))}")
+    rows = pd.concat(tables, ignore_index=True)
+    places = ["method", "suite", "task", "file"] if each_alone else ["method", "suite", "task"]
+    for (method, *_), group in rows.groupby(places):
+        kinds = group[["script", "changed"]].drop_duplicates().to_numpy().tolist()
+        settings = [{"script": script, **json.loads(changed or "{}")} for script, changed in kinds]
+        for (script, changed), name in zip(kinds, common.names_apart(method, settings), strict=True):
+            own = group.index[(group["script"] == script) & (group["changed"] == changed)]
+            rows.loc[own, "method"] = name
+    return rows
+
+
+COLUMNS = {"method", "suite", "task", "seed", "step", "key", "value", "script", "changed", "default_steps", "command"}
+NUMBERS = ("seed", "step", "value", "default_steps", "episodes")
+
+
+def read_table(path):
+    """A CSV as strings, or None if it cannot be read. Names stay as they are written: None, NA, 001."""
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error:  # empty, or not a table
+        print(f"skipped: {path}: {common.first_line(error)}", file=sys.stderr)
+        return None
+
+
+def read_rows(path):
+    """A CSV of collect.py, or None if it is another table, or has no row or a number that is none."""
+    table = read_table(path)
+    if table is None or not {*table} >= COLUMNS:
+        return None
+    table = table.assign(episodes=table.get("episodes", "0"))  # the oldest have none
+    try:
+        for name in NUMBERS:
+            table[name] = pd.to_numeric(table[name])
+        table["value"] = table["value"].astype(float)
+    except ValueError as error:
+        print(f"skipped: {path}: {name}: {common.first_line(error)}", file=sys.stderr)
+        return None
+    if table.empty:
+        print(f"skipped: {path}: no rows", file=sys.stderr)
+        return None
+    return table
 
 
 def scores(rows, file, name, key, mark=0):
     """{task, as `plain` spells it: [return of a run]} of the runs that may stand beside a row of a paper's table.
 
-    Each run counts with its first evaluation after `mark` steps, or after the paper's own (0).
+    Each run counts with its first evaluation after `mark` steps, or after the paper's own (0), if it was one of at
+    least as many episodes as the script's last one by default.
     """
     method = METHODS[file][name]
+    rows = rows[rows["episodes"] >= episodes_of(method.script)]
     rows = rows[(rows["key"] == key) & (rows["script"] == method.script) & (rows["changed"] == as_text(method.changed))]
     if rows.empty:
         return {}
@@ -171,6 +205,12 @@ def scores(rows, file, name, key, mark=0):
     rows = rows[rows["step"] >= needed].sort_values("step")
     runs = rows.groupby(["task", "seed", "command"], as_index=False)["value"].first()
     return {plain(task): runs["value"].to_list() for task, runs in runs.groupby("task")}
+
+
+def episodes_of(script):
+    """Episodes of the last evaluation of a whole run, which a number beside a paper's has to be of."""
+    stem = script.split()[0]  # without the ablation
+    return module(stem).final_episodes(checked(stem, {}))
 
 
 def cells(script, changed):
@@ -204,7 +244,7 @@ def changes(script, args):
     are equal wherever they lie, but are not the made-up textures. --num-levels 500 is hard mode's default.
     """
     own = {field.name: field.default for field in dataclasses.fields(args)}
-    settings = {name: value for name, value in vars(args).items() if name not in NEUTRAL}
+    settings = common.settings_of(vars(args))
     if "num_levels" in settings and settings["num_levels"] == LEVELS[settings["distribution_mode"]]:
         settings["num_levels"] = own["num_levels"]
     pictures = settings.get("overlay_dir", "textures") != "textures"
@@ -212,11 +252,11 @@ def changes(script, args):
         settings["overlay_dir"] = "textures"  # which are there on each machine
     found = PICTURES if pictures else {}
     for name, value in settings.items():
-        if name == "env_id" or value == own[name]:
+        if value == own[name]:
             continue
-        if value != vars(checked(script, settings | {name: own[name]}))[name]:
+        if value != vars(checked(script, settings | {"env_id": args.env_id, name: own[name]}))[name]:
             found = found | {name: value}
-    return found, checked(script, settings).total_timesteps
+    return found, checked(script, settings | {"env_id": args.env_id}).total_timesteps
 
 
 def checked(script, settings):

@@ -26,7 +26,7 @@ from rliable import library, metrics
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import papers
-from common import COLOURS, fail, plain
+from common import COLOURS, check_out, fail, plain
 from plot_curves import save
 
 METRICS = ("IQM", "median", "mean", "optimality gap")
@@ -51,6 +51,9 @@ def main():
     args = tyro.cli(Args)
     if args.reps < 1:
         fail(f"--reps {args.reps}: at least 1")
+    check_out(args.out, ".svg", ".png")
+    if args.csv:
+        check_out(args.csv, ".csv")
     key = args.key or ("eval/video_hard_return" if args.suite == "dmc-gb" else "eval/test_return")
     try:
         rows = papers.load(args.results)

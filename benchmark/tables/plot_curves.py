@@ -20,7 +20,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import papers
-from common import COLOURS, KEYS, fail, plain
+from common import COLOURS, KEYS, check_out, fail, plain
 
 PANELS = {  # {title: {key: line}}
     "evaluations": {
@@ -50,6 +50,7 @@ class Args:
 
 def main():
     args = tyro.cli(Args)
+    check_out(args.out, ".png", ".svg")
     try:
         printed = published(args.published)
         save(draw_all(papers.load(args.results), args.floor, printed), args.out)
@@ -139,12 +140,18 @@ def draw_seeds(axis, runs, line, colour):
     mean, spread = shared.mean(axis=1), shared.std(axis=1)
     count = f"{seeds.shape[1]} seeds"
     if seeds.shape[1] > 1:
-        axis.plot(seeds, line.strip("os^"), color=colour, linewidth=0.8, alpha=0.5)
+        for _, seed in seeds.items():
+            known = seed.dropna()
+            marker = "." if len(known) == 1 else ""  # a single point has no line
+            axis.plot(known, marker + line.strip("os^"), color=colour, linewidth=0.8, alpha=0.5)
         axis.fill_between(mean.index, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
     else:
         count = "1 seed"
+    if mean.empty:
+        count += ", no steps in common"
     label = f"{method}, {KEYS[key]} ({count})"
-    axis.plot(mean, line, color=colour, linewidth=2, markersize=5, label=label)
+    marker = "o" if len(mean) == 1 and line[0] == "-" else ""
+    axis.plot(mean, marker + line, color=colour, linewidth=2, markersize=5, label=label)
 
 
 def draw_floor(axis, runs):
@@ -184,16 +191,14 @@ def legend_rows(axis):
 
 
 def save(figure, path):
-    """Writes a .png or .svg, the same bytes each time. Errors: OSError, ValueError."""
-    if not path.endswith((".png", ".svg")):
-        raise ValueError(f"--out {path}: .png or .svg")
+    """Writes a .png or .svg, the same bytes each time. Errors: OSError."""
     style = {"svg.hashsalt": "holdout", "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Verdana"]}
     with matplotlib.rc_context(style):
         figure.savefig(path, dpi=130, metadata={"Date": None} if path.endswith(".svg") else None)
     if path.endswith(".svg"):  # half as large: tenths of a pixel, no names of groups, no indentation
-        text = re.sub(r"(\d\.\d)\d+", r"\1", Path(path).read_text())
+        text = re.sub(r"(\d\.\d)\d+", r"\1", Path(path).read_text(encoding="utf-8"))
         text = re.sub(r'<g id="[^"]*"', "<g", text)
-        Path(path).write_text(re.sub(r"\s*\n\s*", " ", text).replace("> <", "><") + "\n")
+        Path(path).write_text(re.sub(r"\s*\n\s*", " ", text).replace("> <", "><") + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -43,8 +43,9 @@ def main():
     if args.reps < 1:
         fail(f"--reps {args.reps}: at least 1")
     try:
-        rows = papers.load(folder.glob("*.csv"))
-        (folder / "README.md").write_text(write(folder, rows, args.reps))
+        rows = papers.load(folder.glob("*.csv"), each_alone=True)
+        text = write(folder, rows, args.reps)  # whole before the file is opened
+        (folder / "README.md").write_text(text, encoding="utf-8")
     except (OSError, ValueError) as error:
         fail(error)
     print(folder / "README.md")
@@ -74,8 +75,9 @@ Written by `python benchmark/tables/report.py` from the CSVs in this folder and 
 LEGEND = f"""A cell holds a paper's number and below it ours. "{NOT_RUN}": no run of ours has that row's settings and
 the paper's number of steps. What there is instead are the shortened runs below, which fill no cell."""
 CELLS = """Upper line: the paper's. Lower line: ours, the mean ± standard deviation over runs, or an aggregate with its
-95 % interval. A run belongs to a cell if it has that row's arguments (`METHODS` in `benchmark/tables/papers.py`) and
-it was evaluated after the paper's number of steps. **Where a paper printed only aggregates or drew only figures, this
+95 % interval. A run belongs to a cell if it has that row's arguments (`METHODS` in `benchmark/tables/papers.py`), was
+not run in bf16, and was evaluated after the paper's number of steps, in at least as many episodes as the script's last
+evaluation has by default. **Where a paper printed only aggregates or drew only figures, this
 is said; no number is read off a figure.**"""
 
 
@@ -254,7 +256,7 @@ def runs_section(file, runs):
 def length_of(runs):
     """How the runs of a method compare with a paper's."""
     step, run = runs["step"].max(), runs.iloc[0]
-    if not run["changed"]:
+    if np.isnan(run["default_steps"]):
         return f"{step:,} steps of another program"
     cells = papers.cells(run["script"], run["changed"])
     whole = int(run["default_steps"])
@@ -262,7 +264,12 @@ def length_of(runs):
         file, name = cells[0]
         whole = papers.METHODS[file][name].steps or whole
     kind = "whole run" if step >= whole else "shortened run"
-    return f"{kind}, {step:,} of {whole:,} steps" + ("" if cells else "; settings that are in no paper's table")
+    text = f"{kind}, {step:,} of {whole:,} steps"
+    if not cells:
+        text += "; settings that are in no paper's table"
+    if step >= whole and runs["episodes"].max() < papers.episodes_of(run["script"]):
+        text += "; evaluated in fewer episodes than its paper"
+    return text
 
 
 # ---- The papers' tables ----
@@ -575,14 +582,13 @@ def speed_tables(folder):
     parts = []
     header = ["program", "precision", "steps/s", "peak memory, GB", "iterations", "command", "hardware"]
     for path in sorted(folder.glob("*.csv")):
-        rows = pd.read_csv(path)
-        if "steps_per_second" in rows:
+        rows = papers.read_table(path)
+        if rows is not None and "steps_per_second" in rows:
             lines = []
-            for names, group in rows.fillna({"precision": ""}).groupby(
-                ["name", "command", "precision", "hardware"], dropna=False, sort=False
-            ):
+            for names, group in rows.groupby(["name", "command", "precision", "hardware"], sort=False):
                 name, command, precision, hardware = names
-                speed, memory = f"{group['steps_per_second'].mean():.4g}", f"{group['peak_gb'].max():.2g}"
+                numbers = group[["steps_per_second", "peak_gb"]].apply(pd.to_numeric)
+                speed, memory = f"{numbers['steps_per_second'].mean():.4g}", f"{numbers['peak_gb'].max():.2g}"
                 lines.append([name, precision, speed, memory, len(group), f"`{command}`", hardware])
             parts.append(f"[`{path.name}`]({path.name})\n\n{table(header, lines)}")
     return parts
@@ -592,8 +598,10 @@ def other_tables(folder):
     """CSVs of other programs as they are, without the columns that say where they were made."""
     parts, hidden = ["## Other tables"], ["command", "commit", "packages", "hardware"]
     for path in sorted(folder.glob("*.csv")):
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-        if path.name != "aggregates.csv" and not {"key", "steps_per_second"} & {*rows}:
+        rows = papers.read_table(path)
+        if rows is None or path.name == "aggregates.csv":
+            continue
+        if not {"key", "steps_per_second"} & {*rows}:
             rows = rows.drop(columns=hidden, errors="ignore")
             parts.append(folded(f"<code>{path.name}</code>", table(list(rows), rows.to_numpy().tolist())))
     return parts if len(parts) > 1 else []
