@@ -934,6 +934,8 @@ def load_checkpoint(folder):
     try:
         state = torch.load(Path(folder) / "checkpoint.pt", map_location="cpu", weights_only=True)
         state["about"] = json.loads((Path(folder) / "args.json").read_text())
+        if os.path.getsize(Path(folder) / "metrics.csv") < state["metrics_bytes"]:
+            raise ValueError("metrics.csv has lost lines since the checkpoint")
         if state["script"] != Path(__file__).stem:
             raise ValueError(f"it is a run of {state['script']}.py")
     except Exception as error:
@@ -1001,7 +1003,7 @@ def check(args):
     for name, value in vars(args).items():
         low, high = SMALLEST.get(name, 0), LARGEST.get(name, sys.maxsize)
         if isinstance(value, int | float) and not low <= value <= high:
-            most = f" to {high}" if high < sys.maxsize else ""
+            most = f" to {high}" if high < sys.maxsize or value > high else ""
             fail(f"--{name.replace('_', '-')} {value}: from {low}{most}")
     try:
         task = task_of(args.env_id)
@@ -1012,8 +1014,8 @@ def check(args):
     size, folder = 64 * 64 * steps, args.runs_dir if Path(args.runs_dir).exists() else "."
     if size > shutil.disk_usage(folder).free and not args.resume:
         fail(f"--total-timesteps: {size >> 20} MB of replay do not fit on the disk")
-    if "/" in args.exp_name:
-        fail(f"--exp-name {args.exp_name}: is part of a folder's name and cannot contain a slash")
+    if "/" in args.exp_name or not args.exp_name.isprintable():
+        fail(f"--exp-name {args.exp_name!r}: is part of a folder's name, so no slash and no line break")
     if args.track and set(args.exp_name) & set(":;,#?'"):
         fail(f"--exp-name {args.exp_name}: is part of a W&B id, which cannot contain any of : ; , # ? '")
     if args.cuda_required and not torch.cuda.is_available():

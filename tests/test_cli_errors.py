@@ -44,7 +44,10 @@ EVERY_SCRIPT = [
     ("--resume @/run --total-timesteps 99 --exact-every 8", "--exact-every is"),
     ("--resume @/run --total-timesteps 99 --gamma 0.5", "--gamma is 0.9"),
     ("--resume @/run --total-timesteps 99 --precision bf16", "--precision is fp32 in that run and stays so"),
-    ("--exp-name a/b", "--exp-name a/b: is part of a folder's name"),
+    ("--exp-name a/b", "--exp-name 'a/b': is part of a folder's name"),
+    ("--seed 99999999999999999999", "--seed 99999999999999999999: from 0 to 9223372036854775807"),
+    ("--resume @/logless", "logless is no run that can be read: [Errno 2] No such file"),
+    ("--resume @/cut_log", "cut_log is no run that can be read: metrics.csv has lost lines since the checkpoint"),
     ("--runs-dir @/text.pt", "cannot be written"),
     ("--runs-dir @/text.pt/deeper", "cannot be written"),
 ]
@@ -158,11 +161,13 @@ def runs(tmp_path_factory):
         (folder / "runs").rmdir()
         about = json.loads((folder / "run" / "args.json").read_text())
         state = torch.load(folder / "run" / "checkpoint.pt", weights_only=True)
-        for broken in ("text", "cut", "list", "other", "older"):
+        for broken in ("text", "cut", "list", "other", "older", "logless", "cut_log"):
             shutil.copytree(folder / "run", folder / broken)
         whole = (folder / "run" / "checkpoint.pt").read_bytes()
         (folder / "cut" / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
         (folder / "text" / "args.json").write_text("no JSON")
+        (folder / "logless" / "metrics.csv").unlink()
+        (folder / "cut_log" / "metrics.csv").write_text("step,key,value\n")
         torch.save([state], folder / "list" / "checkpoint.pt")
         torch.save(state | {"script": "other"}, folder / "other" / "checkpoint.pt")
         about["args"]["gone"] = 1
@@ -206,6 +211,12 @@ def test_a_wrong_argument_ends_the_program(name, flags, said, call, runs, tmp_pa
     error = capsys.readouterr().err
     assert is_one_line(error, said), error
     assert files(runs[name], tmp_path) == before
+
+
+def test_a_name_of_two_lines(script, tmp_path, capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        script.train(tiny_args(script.__name__, tmp_path / "runs", exp_name="a\nb"), Unstepped)
+    assert is_one_line(capsys.readouterr().err, r"--exp-name 'a\nb': is part of a folder's name")
 
 
 @pytest.mark.parametrize("flags", TYRO)

@@ -151,6 +151,14 @@ def test_a_broken_run_is_named_and_skipped(folders, monkeypatch, capsys):
     assert not (folders / "out.csv").exists()
 
 
+def test_a_line_that_was_cut_is_no_number(folders, monkeypatch):
+    """As a full disk leaves it: 12 of 12.75."""
+    with open(folders / "run0" / "metrics.csv", "a") as file:
+        file.write("90,eval/test_return,12")
+    run(collect, monkeypatch, folders / "run0", "--out", folders / "out.csv")
+    assert list(pd.read_csv(folders / "out.csv")["step"]) == [0, 10, 20]
+
+
 def test_runs_of_any_name_in_any_folder(tmp_path, monkeypatch):
     """Folders with spaces, quotes and =, as --runs-dir and --exp-name make them."""
     outer = tmp_path / "a 'quoted' = folder"

@@ -46,9 +46,9 @@ def test_it_repeats_the_runs_last_evaluation(folder, monkeypatch, capsys):
     for row in rows:
         assert float(row["mean"]) == pytest.approx(wanted[f"eval/agent{row['agent']}/{row['split']}_return"], rel=1e-3)
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[:4] for line in printed[1:6]] == [
-        ["step", "agent", "split", "episodes"],
-        *([row["step"], row["agent"], row["split"], row["episodes"]] for row in rows),
+    assert [line.split()[:5] for line in printed[1:6]] == [
+        ["step", "agent", "split", "eval_seed", "episodes"],
+        *([row["step"], row["agent"], row["split"], "42", row["episodes"]] for row in rows),
     ]
     assert printed[-1] == str(folder / "evaluation.csv")
     assert not (folder / "__pycache__").exists()
@@ -86,7 +86,7 @@ def test_the_table_says_what_the_returns_are(monkeypatch, tmp_path, capsys):
     script = Script(evaluate=own)
     about = {"script": script, "state": {"step": 7}, "folder": tmp_path}
     about["make_envs"] = lambda args, split, start: f"the run's {split}"
-    fake = SimpleNamespace(args=SimpleNamespace(eval_episodes=3), agents=lambda: agents, **about)
+    fake = SimpleNamespace(args=SimpleNamespace(eval_episodes=3, eval_seed=42), agents=lambda: agents, **about)
     rows = evaluate.evaluate_run(fake)
     assert [row["mean"] for row in rows] == [4.0, 5.0]
     assert [row["median"] for row in rows] == [2.0, 5.0]

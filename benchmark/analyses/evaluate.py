@@ -75,7 +75,7 @@ def evaluate_run(run):
     def evaluate(agent, args, make_envs, split, tick=lambda: None):
         returns = own(agent, args, make_envs, split, tick)
         row = {"step": run.state["step"], "agent": agents.index(agent) + 1, "split": split}
-        row["episodes"] = len(returns)
+        row |= {"eval_seed": args.eval_seed, "episodes": len(returns)}
         if "mc_samples" in vars(args):  # ppo_netrand.py: 0 is the clean policy
             row["mc_samples"] = args.mc_samples
         if "dmcgb_dir" in vars(args):  # how many clips of DMC-GB there are

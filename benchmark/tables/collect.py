@@ -76,8 +76,9 @@ def reason(error):
 def rows_of(method, folder, args):
     """The rows of one run. Errors: of many kinds, for a folder that is no whole run."""
     about = common.parse_about(folder)
-    with open(folder / "metrics.csv", encoding="utf-8") as file:
-        metrics = list(csv.DictReader(file))
+    text = (folder / "metrics.csv").read_text(encoding="utf-8")
+    whole, _, _ = text.rpartition("\n")  # a full disk may have cut the last line, and a number with it
+    metrics = list(csv.DictReader(whole.splitlines()))
     episodes = {row["step"]: row["value"] for row in metrics if row["key"] == "charts/eval_episodes"}
     run = {
         "method": method or about["args"]["exp_name"],
