@@ -1,9 +1,11 @@
 """Runs a list of runs, on this machine or on Slurm, until all of them are finished.
 
-A list is a bash file of commands, like benchmark/lists/mdpo.sh. Bash reads it, with `python` replaced by a function
-that writes down what it is given. Finished runs are skipped, the others continue where they stopped. A run is known by
-the command in its folder's args.json, and is finished when all its steps and its last evaluation are done. Ctrl-C,
-`kill` and `kill -9` lose nothing: start the same command again. Two sweeps on one --runs-dir share their runs.
+A list is a bash file of commands, like benchmark/lists/mdpo.sh. Bash reads it, with `python` replaced by a program
+that writes down what it is given. What it cannot write down, like a Python called by its path, is refused, and so is
+what launch.py would lose, like a variable that a list exports. Finished runs are skipped, the others continue where
+they stopped. A run is known by the command in its folder's args.json, and is finished when all its steps and its last
+evaluation are done. Ctrl-C, `kill` and `kill -9` lose nothing: start the same command again. Two sweeps on one
+--runs-dir share their runs.
 
     python benchmark/launch.py benchmark/lists/mdpo.sh --only bigfish --seeds 3                 # this machine
     python benchmark/launch.py benchmark/lists/*.sh --scale smoke --dry-run                     # what would be run
@@ -20,8 +22,9 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,7 +42,7 @@ from tqdm import tqdm
 class Args:
     lists: tyro.conf.Positional[tuple[str, ...]]  # bash files of commands, like benchmark/lists/mdpo.sh
     only: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # text that a command must contain; several: all of them
-    seeds: int = 1  # each command is run with --seed 1 to this
+    seeds: int | None = None  # each command is run with --seed 1 to this (None: 1, or the --seed that the list gives)
     scale: Literal["paper", "smoke"] = "paper"  # smoke: so short that a run ends in seconds, to see that it does
     backend: Literal["local", "slurm"] = "local"  # this machine, or one job per run
     runs_dir: str = "runs"  # where run folders are made; logs are in .launch there
@@ -72,12 +75,20 @@ SMOKE_SUITE = " --action-repeat 10 --eval-every 0"
 
 
 # ---- From lists to runs ----
-# Each command as its number of words and the words, each ended by a NUL. What the list itself prints goes to stderr.
+# Bash finds this program under the names below before any other. It prints its name, the number of its words, the words
+# and the exported variables, each ended by a NUL.
+SHIM = r"""#!/bin/sh
+{ printf '%s\0' "${0##*/}" "$#" "$@"; export -p; printf '\0'; } >&3
+"""
+PYTHONS = ("python", "python3", "python3.11", "python3.12")
+REFUSED = ("uv", "srun", "sbatch", "ssh", "sudo")  # start a Python that is none of these
+# The variables before the list come first. What the list itself prints goes to stderr.
 EXPAND = r"""
 set -euo pipefail
+readonly PATH
+/bin/sh -c 'export -p'
+printf '\0'
 exec 3>&1 1>&2
-python() { printf '%s\0' "$#" "$@" >&3; }
-export -f python
 source "$1"
 """
 
@@ -92,7 +103,7 @@ class Run:
     @property
     def name(self):
         """Of its log and its Slurm job: the command, shortened, and a hash of all that makes the run."""
-        words = re.sub(r"[^\w.]+", "-", " ".join([Path(self.command[0]).stem, *self.command[1:]]))
+        words = re.sub(r"[^\w.]+", "-", " ".join([Path(self.command[0]).stem, *self.command[1:]]), flags=re.ASCII)
         whole = repr((identity(self.command), self.home))
         return f"{words[:100]}-{hashlib.sha1(whole.encode()).hexdigest()[:10]}"
 
@@ -122,8 +133,22 @@ class Run:
 
 def identity(command):
     """What makes two commands the same run, whichever way the script was called and wherever its folder lies."""
-    program, *words = common.without_runs_dir(command)
+    program, *words = common.without_runs_dir(spelled(command))
     return Path(program).name, *words
+
+
+def spelled(command):
+    """A command with its flags in one spelling: to tyro, --eval_every=0 is --eval-every 0."""
+    words = []
+    for word in command:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            words.append(flag.replace("_", "-"))
+            if equals:
+                words.append(value)
+        else:
+            words.append(word)
+    return words
 
 
 def folders_in(runs_dir):
@@ -154,41 +179,102 @@ def saved_at(folder):
 
 
 def runs_of(args):
-    """The runs of all lists, each once, list by list and seed by seed."""
-    runs = []
+    """The runs of all lists, each once, list by list and seed by seed. A seed in a list is kept."""
+    runs = {}
     for path in args.lists:
-        commands = commands_of(path)
-        for seed in range(1, args.seeds + 1):
+        commands = []
+        for command in commands_of(path):
+            text = shlex.join(command) + " "
+            if all(part in text for part in args.only):
+                commands.append(command)
+                if args.seeds and "--seed" in spelled(command):
+                    fail(f"--seeds {args.seeds}: {path} has a --seed of its own in {text.strip()}")
+        for seed in range(1, (args.seeds or 1) + 1):
             for command in commands:
-                text = shlex.join(command) + " "
-                if all(part in text for part in args.only):
-                    smoke = smoke_flags(command) if args.scale == "smoke" else []
-                    runs.append(Run((*command, *smoke, "--seed", str(seed)), args.runs_dir))
+                words = list(command)
+                if args.scale == "smoke":
+                    words += smoke_flags(command)
+                if "--seed" not in spelled(command):
+                    words += ["--seed", str(seed)]
+                run = Run(tuple(words), args.runs_dir)
+                runs.setdefault(identity(run.command), run)
     if not runs:
         fail(f"--only {shlex.join(args.only)}: no command of {' '.join(args.lists)} contains all of it")
-    return list(dict.fromkeys(runs))
+    return list(runs.values())
 
 
 def commands_of(path):
     """The commands of a list, each a tuple of words: script, flags."""
-    if not Path(path).is_file():
-        fail(f"{path}: no such list")
-    done = subprocess.run(["bash", "-c", EXPAND, path, os.path.abspath(path)], capture_output=True)
+    check_text(path)
+    calls = calls_of(path)
+    if not calls:
+        fail(f"{path}: calls no python, so there is nothing to run")
+    for command, changed in calls:
+        script = command[0] if command else ""
+        if "PWD" in changed:
+            fail(f"{path}: goes to another folder; lists are run from the folder that holds algos/ and benchmark/")
+        if changed:
+            fail(f"{path}: changes {' '.join(changed)} for {script}; set it for launch.py itself instead")
+        if not Path(script).is_file():
+            fail(f"{path}: no script {script!r} here; lists are run from the folder that holds algos/ and benchmark/")
+        for flag in ("--runs-dir", "--resume"):
+            if flag in spelled(command):
+                fail(f"{path}: {flag} in {shlex.join(command)}; it belongs to launch.py, take it out of the list")
+    return [command for command, _ in calls]
+
+
+def check_text(path):
+    """What is wrong with a list before bash reads it."""
+    try:
+        text = Path(path).read_bytes().decode(errors="replace")
+    except OSError as error:
+        fail(f"{path}: no such list ({error.strerror})")
+    if text.startswith("\ufeff"):
+        fail(f"{path}: starts with a byte order mark; sed -i '1s/^\\xEF\\xBB\\xBF//' {path} removes it")
+    if "\r\n" in text:
+        fail(f"{path}: has the line ends of Windows; sed -i 's/\\r$//' {path} changes them")
+    code = re.sub(r"(^|\s)#.*", "", text, flags=re.MULTILINE)
+    if found := re.search(r"\S*/python[\d.]*(?![\w/.-])", code):
+        fail(f"{path}: calls {found[0]}, which launch.py cannot replace; write `python`")
+
+
+def calls_of(path):
+    """The calls of python in a list, each as its words and the names of the variables that the list changes for it."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in PYTHONS + REFUSED:
+            shim = Path(folder, name)
+            shim.write_text(SHIM, encoding="utf-8")
+            shim.chmod(0o755)
+        if not os.access(shim, os.X_OK):  # mounted so that no program runs there
+            fail(f"{tempfile.gettempdir()} lets no program run, so no list can be read; set TMPDIR to another folder")
+        environment = os.environ | {"PATH": f"{folder}:{os.environ.get('PATH', os.defpath)}"}
+        command = ["bash", "-c", EXPAND, path, os.path.abspath(path)]
+        done = subprocess.run(command, capture_output=True, env=environment)
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip()
         fail(f"{path}: {said.splitlines()[-1] if said else f'exit code {done.returncode}'}")
-    words, commands = done.stdout.decode().split("\0")[:-1], []
-    while words:
-        end = 1 + int(words[0])
-        commands.append(tuple(words[1:end]))
-        words = words[end:]
-    if not commands:
-        fail(f"{path}: calls no python, so there is nothing to run")
-    for command in commands:
-        script = command[0] if command else ""
-        if not Path(script).is_file():
-            fail(f"{path}: no script {script!r} here; lists are run from the folder that holds algos/ and benchmark/")
-    return commands
+    before, *fields = done.stdout.split(b"\0")[:-1]
+    calls = []
+    while fields:
+        program, count, *fields = fields
+        if program.decode() not in PYTHONS:
+            fail(f"{path}: calls {program.decode()}, which launch.py cannot replace; write `python`")
+        words, after, fields = fields[: int(count)], fields[int(count)], fields[int(count) + 1 :]
+        try:
+            command = tuple(word.decode() for word in words)
+        except UnicodeDecodeError as error:
+            fail(f"{path}: {error.object!r} is not UTF-8")
+        calls.append((command, names_that_differ(before, after)))
+    return calls
+
+
+def names_that_differ(before, after):
+    """Of the variables in two outputs of `export -p`, but for those that shells and programs count for themselves."""
+    names = set()
+    if before != after:
+        one, other = (set(re.split(rb"^export ", text, flags=re.MULTILINE)) for text in (before, after))
+        names = {re.match(rb"\w*", variable)[0].decode() for variable in one ^ other}
+    return sorted(names - {"", "_", "SHLVL", "OLDPWD"})
 
 
 def smoke_flags(command):
@@ -201,7 +287,7 @@ def smoke_flags(command):
     flags = shlex.split(SMOKE[script])
     if script != program.stem != "ablations":
         flags += shlex.split(SMOKE_SUITE)
-    if "--eval-modes" in command and not Path("data/dmcgb").exists():
+    if "--eval-modes" in spelled(command) and not Path("data/dmcgb").exists():
         flags.append("--eval-modes")  # none
     return flags
 
@@ -246,7 +332,7 @@ def tail(run, lines=10):
     """The last lines of a run's log, or of Slurm's where the run never began."""
     for log in (run.log, run.log.with_suffix(".slurm")):
         if log.exists():
-            return log.read_text(errors="replace").rstrip().splitlines()[-lines:]
+            return log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-lines:]
     return []
 
 
@@ -308,6 +394,21 @@ def renders(gpu):
     return subprocess.run(probe, env=environment, capture_output=True).returncode == 0
 
 
+@contextmanager
+def outside_slurm():
+    """Inside, the environment says nothing of an allocation that the launcher itself may run in.
+
+    A job would get the allocation's memory and tasks beside its own, and fail. Where Slurm is and a user's own defaults
+    stay; what would hide jobs from squeue and scancel goes.
+    """
+    names = ("SLURM_CONF", "SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_QOS")
+    kept = {name: os.environ[name] for name in names if name in os.environ}
+    hiding = [name for name in os.environ if name.startswith(("SQUEUE_", "SCANCEL_"))]
+    with submitit.helpers.clean_env(hiding):
+        os.environ.update(kept)
+        yield
+
+
 class Slurm:
     """One job per run. Jobs outlive a launcher that is killed, and the next one finds them by their names."""
 
@@ -339,7 +440,8 @@ class Slurm:
     def queue(self):
         """{name: job} of the sweep's jobs that wait or run."""
         command = ["squeue", "--me", "--noheader", "--format=%A %j"]
-        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+        with outside_slurm():
+            lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
         jobs = {}
         for line in lines:
             job, name = line.split(maxsplit=1)
@@ -353,7 +455,8 @@ class Slurm:
             more = {"srun_args": ["--output", output], "additional_parameters": {"requeue": True, "output": output}}
             self.executor.update_parameters(job_name=run.name, **more)
             try:
-                self.queued[run.name] = self.executor.submit(Worker(run, self.threads)).job_id
+                with outside_slurm():
+                    self.queued[run.name] = self.executor.submit(Worker(run, self.threads)).job_id
             except RuntimeError as error:
                 fail(f"--backend slurm: {str(error).strip().splitlines()[-1]}")
         return True
@@ -366,8 +469,9 @@ class Slurm:
     def stop(self):
         """A plain scancel would kill srun, which then kills the run before it has saved."""
         if self.queued:
-            subprocess.run(["scancel", "--state=PENDING", *self.queued.values()])
-            subprocess.run(["scancel", "--signal=TERM", *self.queued.values()])
+            with outside_slurm():
+                subprocess.run(["scancel", "--state=PENDING", *self.queued.values()])
+                subprocess.run(["scancel", "--signal=TERM", *self.queued.values()])
 
 
 class Worker:

@@ -197,6 +197,115 @@ def test_bash_reads_a_list(tmp_path, monkeypatch):
     assert launch.commands_of("list.sh") == [*ns, words, ("a.py", "in", "a", "subshell"), ("a.py", "in", "another")]
 
 
+def test_a_seed_in_a_list_is_kept(tmp_path, capsys, monkeypatch):
+    """--seed 1 is for those without one; --seeds would be for those with one too."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.py").touch()
+    Path("list.sh").write_text("for s in 3 2; do python a.py --seed $s; done; python a.py --seed=4; python a.py --x\n")
+    main(launch, monkeypatch, "list.sh", "--dry-run")
+    flags = ["--seed 3", "--seed 2", "--seed=4", "--x --seed 1"]
+    assert capsys.readouterr().out.splitlines() == [f"python a.py {each}" for each in flags]
+    main(launch, monkeypatch, "list.sh", "--dry-run", "--only=--x", "--seeds", 2)
+    assert capsys.readouterr().out.splitlines() == ["python a.py --x --seed 1", "python a.py --x --seed 2"]
+    for seeds in (1, 2):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            main(launch, monkeypatch, "list.sh", "--dry-run", "--seeds", seeds)
+        error = f"error: --seeds {seeds}: list.sh has a --seed of its own in a.py --seed 3\n"
+        assert capsys.readouterr() == ("", error)
+
+
+TRAINS = "from pathlib import Path\nPath('trained').touch()\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "python a.py",
+        "python3 a.py",
+        "python3.11 a.py",
+        "python3.12 a.py",
+        "nohup python a.py",
+        "nohup python3 a.py >/dev/null 2>&1 &",
+        "(sleep 0.3; python3 a.py) >/dev/null 2>&1 &",
+        "timeout 10 python a.py",
+        "env python3 a.py",
+        "exec python a.py",
+        "exec -a name python a.py",
+        "echo a.py | xargs python3",
+        "bash -c 'python3 a.py'",
+        "FLAGS=a.py; python $FLAGS",
+        "python a.py # not .venv/bin/python",
+    ],
+)
+def test_a_list_is_read_and_not_run(line, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.py").write_text(TRAINS)
+    Path("list.sh").write_text(line + "\n")
+    main(launch, monkeypatch, "list.sh", "--dry-run")
+    assert capsys.readouterr().out == "python a.py --seed 1\n"
+    assert not Path("trained").exists()
+
+
+BIN = str(Path(sys.executable).parent)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("X=1 python a.py", "changes X for a.py; set it for launch.py itself instead"),
+        ("export X=1 Y=2; python a.py", "changes X Y for a.py; set it for "),
+        ("env X=1 python a.py", "changes X for a.py; set it for "),
+        ("declare -x X=$'two\nlines'; python a.py", "changes X for a.py; set it for "),
+        ("unset HOME; python a.py", "changes HOME for a.py; set it for "),
+        (f"export PATH={BIN}:$PATH; python a.py", "PATH: "),
+        ("cd folder; python ../a.py", "goes to another folder; lists are run from the folder that holds algos/ and "),
+        (f"{sys.executable} a.py", f"calls {sys.executable}, which launch.py cannot replace; write `python`"),
+        (f"BIN={BIN}\nPYTHONPATH=. nohup $BIN/python3 a.py", "calls $BIN/python3, which "),
+        ("bash other.sh || true; python a.py", "changes X for a.py; set it for "),
+        ("uv run a.py || true", "calls uv, which "),
+        ("srun python a.py", "calls srun, which "),
+        ("python a.py --runs-dir x", "--runs-dir in a.py --runs-dir x; it belongs to launch.py, take it out of "),
+        ("python a.py --runs_dir=x", "--runs-dir in a.py --runs_dir=x; it belongs to "),
+        ("python a.py --resume x", "--resume in a.py --resume x; it belongs to "),
+        ("python a.py --env-id x\r\n", r"has the line ends of Windows; sed -i 's/\r$//' list.sh changes them"),
+        ("\ufeffpython a.py", r"starts with a byte order mark; sed -i '1s/^\xEF\xBB\xBF//' list.sh removes it"),
+        (r"python a.py $'\xff'", r"b'\xff' is not UTF-8"),
+    ],
+)
+def test_what_launch_py_would_lose_is_refused(text, error, tmp_path, capsys, monkeypatch):
+    """In one line, and nothing is run, although a dry run reads the list with bash."""
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("a.py").write_text(TRAINS)
+    Path("other.sh").write_text("export X=1\nnohup python a.py\n")
+    Path("list.sh").write_bytes(f"{text}\n".encode())
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(launch, monkeypatch, "list.sh", "--dry-run")
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert said.err.startswith("error: list.sh: ") and error in said.err
+    assert not Path("trained").exists()
+
+
+@pytest.mark.parametrize(("path", "why"), [("folder", "Is a directory"), (300 * "x", "File name too long")])
+def test_what_is_no_list_is_one_line(path, why, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(launch, monkeypatch, path)
+    assert capsys.readouterr() == ("", f"error: {path}: no such list ({why})\n")
+
+
+def test_a_temporary_folder_where_no_program_runs_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("list.sh").write_text("python a.py\n")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(launch, monkeypatch, "list.sh")
+    error = "lets no program run, so no list can be read; set TMPDIR to another folder\n"
+    assert capsys.readouterr() == ("", f"error: {tempfile.gettempdir()} {error}")
+
+
 @pytest.mark.parametrize(
     ("text", "flags", "error"),
     [
@@ -256,6 +365,29 @@ def test_a_run_is_known_by_its_command(tmp_path):
     (whole / "checkpoint.pt").write_bytes(b"no checkpoint")
     os.utime(whole / "checkpoint.pt", (0, 0))
     assert run.folder() == half and not run.finished()
+
+
+@pytest.mark.parametrize("flags", ["--distribution_mode easy", "--distribution-mode=easy", "--distribution_mode=easy"])
+def test_a_run_is_known_however_its_flags_are_spelled(flags, tmp_path, monkeypatch):
+    """As tyro reads them. A list that spells a run twice has it once."""
+    monkeypatch.chdir(tmp_path)
+    command = ["algos/mdpo.py", *flags.split(), "--no_cuda", "--seed", "1", "--runs_dir", "elsewhere"]
+    Path("runs", "one").mkdir(parents=True)
+    Path("runs", "one", "args.json").write_text(json.dumps({"command": command}))
+    Path("runs", "one", "checkpoint.pt").touch()
+    Path("mdpo.py").touch()
+    lines = [f"python mdpo.py {spelled} --no-cuda\n" for spelled in (flags, "--distribution-mode easy")]
+    for text in (lines[0], lines[1], "".join(lines)):
+        Path("list.sh").write_text(text)
+        (run,) = launch.runs_of(launch.Args(lists=("list.sh",)))
+        assert run.folder() == tmp_path / "runs" / "one"
+    assert launch.identity(["mdpo.py", "--exp-name", "a_b"]) != launch.identity(["mdpo.py", "--exp-name", "a-b"])
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "漢"])
+def test_a_log_has_a_name_that_a_file_may_have(letter, tmp_path):
+    run, other = (launch.Run(("a.py", "--exp-name", count * letter), str(tmp_path)) for count in (300, 301))
+    assert len(os.fsencode(run.log.with_suffix(".slurm").name)) <= 255 and run.log != other.log
 
 
 @pytest.mark.parametrize(
@@ -527,3 +659,19 @@ def test_on_slurm_jobs_outlive_the_launcher_and_ctrl_c_saves_them(slurm, fake):
     assert all(3 < len(steps_in(folder)) < 400 for folder in folders(path)) and len(folders(path)) == 2
     code, output = sweep(path, *ON_SLURM, "--partition", "nowhere")
     assert code == 2 and "error: --backend slurm: sbatch: error: " in output and "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_on_slurm_a_sweep_may_start_inside_a_job(slurm, fake, monkeypatch):
+    """What Slurm tells that job of its memory and tasks is not for the sweep's; where Slurm is, is."""
+    names = ("SLURM_MEM_PER_CPU", "SLURM_MEM_PER_NODE", "SLURM_NTASKS", "SLURM_JOB_ID", "SQUEUE_STATES")
+    for name, value in zip(names, ("100", "100", "2", "1", "COMPLETED"), strict=True):
+        monkeypatch.setenv(name, value)
+    path = fake("--env-id a", "--env-id b")
+    code, output = sweep(path, *ON_SLURM)
+    assert code == 0 and "2/2 done, 0 under way, 0 waiting, 0 failed" in output
+    assert [steps_in(folder) for folder in folders(path)] == 2 * [[0, 1]]
+    before = dict(os.environ)
+    with launch.outside_slurm():
+        assert set(names) <= set(before) - set(os.environ) and "SLURM_CONF" in os.environ
+    assert dict(os.environ) == before
