@@ -842,10 +842,10 @@ def describe(args):
     """What args.json says: all that it takes to make the run again, with a session for each start."""
     script = Path(__file__).resolve()
     git = f"git -C '{script.parent}' describe --always --dirty --abbrev=40 --exclude '*' 2>&1"
-    commit = subprocess.getoutput(git)
-    if "dubious ownership" in commit:
+    said = subprocess.getoutput(git)
+    if "dubious ownership" in said:
         print(f"warning: git does not trust the owner of {script.parent}, so no commit is recorded", flush=True)
-    commit = commit if re.fullmatch("[0-9a-f]{40}(-dirty)?", commit) else ""
+    commit = re.search(r"(?m)^[0-9a-f]{40}(-dirty)?$", said)
     cpu = "{ lscpu | sed -n 's/^Model name: *//p' | grep . || sysctl -n machdep.cpu.brand_string; } 2>/dev/null"
     gpu = torch.cuda.get_device_name() if args.cuda and torch.cuda.is_available() else None
     hardware = {"gpu": gpu, "cpu": subprocess.getoutput(cpu), "cores": os.cpu_count()}
@@ -853,7 +853,7 @@ def describe(args):
     command = sys.argv
     if "ipykernel" in sys.modules or hasattr(sys, "ps1"):  # called from a notebook or a prompt
         command = [script.name, repr(args)]
-    about = {"command": command, "commit": commit, "hardware": hardware}
+    about = {"command": command, "commit": commit[0] if commit else "", "hardware": hardware}
     about["script"] = hashlib.sha256(script.read_bytes()).hexdigest()
     about["python"] = platform.python_version()
     about["packages"] = {package.name: package.version for package in distributions()}
