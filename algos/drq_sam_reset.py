@@ -11,15 +11,16 @@ inputs; every so often its head is drawn anew, which keeps it open to new target
 
 Paper: Lee et al. 2023, Enhancing Generalization and Plasticity for Sample Efficient Reinforcement Learning (PLASTIC).
 Checked against github.com/dojeon-ai/PLASTIC (3736071), losses and gradients; where they differ, the paper holds.
-Deviations: EnvPool's Atari, without the authors' no-op frame after a lost life; shifts by whole pixels, theirs
-interpolate; SAM's first gradient is not clipped, because only its direction counts; the evaluation's games have
-their own seeds; evaluations during the run; a batch never holds the newest transition, so that environment and update
-can run side by side; environments start afresh every --exact-every steps.
+Deviations: Adam's epsilon is the code's 1.5e-4, where the paper's Table 4 prints 1.5e-5; EnvPool's Atari, without the
+authors' no-op frame after a lost life; shifts by whole pixels, theirs interpolate; SAM's first gradient is not
+clipped, because only its direction counts; the evaluation's games have their own seeds; evaluations during the run; a
+batch never holds the newest transition, so that environment and update can run side by side; environments start afresh
+every --exact-every steps.
 
     python algos/drq_sam_reset.py --env-id boxing  # the paper: 100k steps, replay ratio 2
     python algos/drq_sam_reset.py --env-id boxing --no-sam --reset-every 0  # its baseline, DrQ
     python algos/drq_sam_reset.py --env-id boxing --replay-ratio 8 --shrink-perturb 0.8
-    python algos/drq_sam_reset.py --env-id boxing --no-augment  # on data-efficient Rainbow (DER)
+    python algos/drq_sam_reset.py --env-id boxing --no-augment  # nearly on data-efficient Rainbow (DER)
     python algos/drq_sam_reset.py --resume runs/<folder>  # continue a run
 """
 
@@ -77,8 +78,8 @@ class Args:
     sam_noise: Literal["independent", "reuse", "none"] = "independent"  # noise of SAM's passes (none: not in the first)
     reset_every: int = 40_000  # updates between resets of the head (0: never)
     reset_optimizer: Literal["all", "head"] = "all"  # whose Adam starts afresh
-    shrink_perturb: float = 1.0  # alpha, share of the backbone that a reset keeps (Paper: 0.8 from ratio 4 on)
-    augment: bool = True  # shift and dim what is learned from (DrQ); off: data-efficient Rainbow
+    shrink_perturb: float = 1.0  # alpha, share of the backbone that a reset keeps (D'Oro et al. 2023: 0.8)
+    augment: bool = True  # shift and dim what is learned from (DrQ)
     replay_ratio: int = 2  # updates per step
 
     # Rainbow. Paper: Table 4. Reference code, where it is silent: configs/agent/drq.yaml.
@@ -87,7 +88,7 @@ class Args:
     batch_size: int = 32  # B, transitions per update
     n_step: int = 10  # n, rewards before the bootstrap
     learning_rate: float = 1e-4  # Adam
-    adam_eps: float = 1.5e-4  # Adam's epsilon
+    adam_eps: float = 1.5e-4  # Adam's epsilon (Reference code; the paper prints 1.5e-5)
     max_grad_norm: float = 10.0  # clip the gradient to this norm
     gamma: float = 0.99  # discount
     tau: float = 0.01  # share of the online network that an update writes into the target's
@@ -104,7 +105,7 @@ class Args:
     final_eval_episodes: int = 0  # games of the last evaluation (0: 100, or fewer in a short run)
     eval_seed: int = 42  # draws the evaluated games
     eval_envs: int = 50  # games that are played side by side
-    eval_epsilon: float = 0.001  # share of random actions
+    eval_epsilon: float = 0.001  # share of random actions (Reference code: drq.yaml)
 
     # The run.
     seed: int = 1  # same seed, machine, packages and number of threads: same weights, bit for bit
@@ -706,8 +707,9 @@ def final_episodes(args):
 def evaluate(agent, args, make_envs, split, tick=lambda: None):
     """Returns [args.eval_episodes] of greedy games drawn by args.eval_seed.
 
-    Paper: no noise, a random action now and then, and a lost life empties the stack, no more. Each environment
-    plays the same number of first games, so that short ones are not favoured. No random stream of training is touched.
+    Reference code: the target network, without noise, a random action now and then; a lost life empties the stack, no
+    more. Each environment plays the same number of first games, so that short ones are not favoured. No random stream
+    of training is touched.
     """
     num_envs = min(args.eval_envs, args.eval_episodes)
     quota = args.eval_episodes // num_envs

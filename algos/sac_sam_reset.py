@@ -14,8 +14,9 @@ Checked against github.com/evgenii-nikishin/rl_with_resets (502ec52), from which
 the paper, because its authors' repository holds later variants of both networks and of SAM.
 Deviations: a batch never holds the newest transition, so that environment and update can run side by side; the last
 observation of an episode takes a row of the replay, so it holds one transition less per episode; resets count updates,
-not steps, and come 999 steps later; every evaluation plays the same ten episodes, whatever the run's seed; environments
-start afresh every --exact-every steps.
+not steps, and come 999 steps later; every evaluation plays the same ten episodes, whatever the run's seed; quadruped
+has the other tasks' SAM radius, because the paper sets it apart but its text lost the value; environments start afresh
+every --exact-every steps.
 
     python algos/sac_sam_reset.py --env-id cheetah-run                           # the paper: 2M frames, 500k steps
     python algos/sac_sam_reset.py --env-id cheetah-run --no-sam --reset-every 0  # its baseline, SAC
@@ -126,7 +127,7 @@ TASKS = """
     reacher-easy reacher-hard stacker-stack_2 stacker-stack_4 swimmer-swimmer6 swimmer-swimmer15 walker-stand
     walker-walk walker-run
 """
-# Frames per step where not 2: in the paper's eleven tasks (10.2, train_pixels.py:41-48), then in PlaNet's.
+# Frames per step where not 2: in the paper's eleven tasks (10.2, train_pixels.py:44-51), then in PlaNet's.
 ACTION_REPEAT = {"cheetah-run": 4, "reacher-easy": 4, "cartpole-swingup": 8, "ball_in_cup-catch": 4}
 # rho where not 0.01. Reference code: PLASTIC's dmc/train_pixels.py:55; the paper's text says quadruped instead.
 SAM_RHO = {"cheetah-run": 0.002}
@@ -371,7 +372,7 @@ def sam_restore(params, saved):
 
 @torch.no_grad()
 def reset_agent(agent, target, optimizer, fresh):
-    """Writes a fresh agent over all but the encoder and its Adam. Paper: 5.1; train_pixels.py:238-274.
+    """Writes a fresh agent over all but the encoder and its Adam. Paper: 5.1; PLASTIC's dmc/train_pixels.py:238-274.
 
     Careful: projections and temperature are fresh too. The target gets the same fresh critic, but keeps its encoder.
     """
@@ -585,7 +586,7 @@ def update(agent, target, optimizer, replay, draws, args):
 
     def alpha_loss():
         alpha = agent.log_alpha.exp()
-        surplus = parts["entropy"] + draws["normal"].shape[-1]  # Paper: the target is minus A
+        surplus = parts["entropy"] + draws["normal"].shape[-1]  # Reference code: drq_learner.py:91, minus A
         return alpha * surplus, {"alpha": alpha.detach()}
 
     descend("alpha", alpha_loss, [agent.log_alpha], False)  # with the entropy of the actor's last pass

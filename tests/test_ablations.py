@@ -442,8 +442,18 @@ def test_crelu_of_rainbow_keeps_the_widths(tmp_path):
 def test_crelu_of_sac_doubles_the_inputs_of_what_follows(ablation, tmp_path):
     _, _, plain = agent_of(None, tmp_path, "sac_sam_reset")
     _, _, agent = agent_of(ablation, tmp_path, "sac_sam_reset")
-    norms = 2 * (32 + 64 + 128 + 256) * (ablation == "plastic")
-    assert size_of(agent.encoder) == size_of(plain.encoder) + norms
+    more = 2 * (32 + 64 + 128 + 256)  # of the norms
+    if ablation == "crelu":
+        more = 9 * (32 * 64 + 64 * 128 + 128 * 256)
+        assert [type(layer) for layer in agent.encoder] == [nn.Conv2d, networks.CReLU] * 4 + [nn.Flatten]
+        assert agent.encoder(torch.zeros(2, 3, 64, 64)).shape == (2, 2 * 4096)
+        for part in (agent.critic, agent.actor):
+            assert part.project[0].weight.shape == (50, 2 * 4096) and not part.project[0].bias.any()
+            assert part.project[0].weight.std().item() == pytest.approx(8192**-0.5, rel=0.01)
+        for layer in list(agent.encoder)[0:8:2]:
+            rows = layer.weight.flatten(1)
+            assert torch.allclose(rows @ rows.T, 2 * torch.eye(len(rows)), atol=1e-4) or len(rows) > rows.shape[1]
+    assert size_of(agent.encoder) == size_of(plain.encoder) + more
     for head, wide, n_out in ((plain.critic.q1, agent.critic.q1, 1), (plain.actor.head, agent.actor.head, 4)):
         assert size_of(wide) == size_of(head) + 256 * (256 + n_out)
         assert [type(layer) for layer in wide] == [nn.Linear, networks.CReLU] * 2 + [nn.Linear]
@@ -454,6 +464,96 @@ def test_crelu_of_sac_doubles_the_inputs_of_what_follows(ablation, tmp_path):
     mean, log_std = agent.actor.head[4].weight.chunk(2)
     assert torch.allclose(mean @ mean.T, 2 * torch.eye(2), atol=1e-5)
     assert torch.allclose(log_std @ log_std.T, torch.eye(2), atol=1e-5)
+
+
+def replay_of(script, args, rows=30):
+    """A replay of made-up transitions, with priorities of their own."""
+    rng, device = np.random.default_rng(0), torch.device("cpu")
+    replay = script.Replay(rows, (4, 84, 84), args, device, None)
+    replay.begin(rng.integers(0, 256, (84, 84)))
+    for n in range(rows):
+        replay.add(rng.integers(6), rng.normal(), n % 7 == 6, rng.integers(0, 256, (84, 84)))
+    return replay
+
+
+def draws_of(script, agent, args, seed):
+    """The random numbers of an update, as `train` draws them."""
+    rng, passes = torch.Generator().manual_seed(seed), 2 if args.sam else 1
+    size, noise_size = args.batch_size, sum(map(len, script.noise_of(agent)))
+    draws = {"beta": torch.tensor(0.5, dtype=torch.float64)}
+    draws["uniform"] = torch.rand(size, dtype=torch.float64, generator=rng)
+    draws["noise"] = torch.randn(passes, 2, noise_size, generator=rng)
+    draws["offsets"] = torch.randint(9, (passes, 2, size, 2), generator=rng)
+    draws["intensity"] = torch.randn(passes, 2, size, generator=rng)
+    return draws
+
+
+@pytest.mark.parametrize(("max_norm", "rate"), [(1e-3, 10.0), (10.0, 1e-2)])
+def test_plastic_code_climbs_with_the_head_and_adds_its_first_gradient(max_norm, rate, tmp_path):
+    """Beside a slow twin, written from the authors' agents/base.py and optimizer/sam.py; two updates in a row."""
+    script, args, agent = agent_of("plastic_code", tmp_path, "drq_sam_reset", max_grad_norm=max_norm, batch_size=4)
+    _, _, twin = agent_of("plastic", tmp_path, "drq_sam_reset")
+    twin.load_state_dict(agent.state_dict())
+    first = {part: networks.weights_of(getattr(agent, part)) for part in ("backbone", "head")}
+    replays, pairs, optimizers = [replay_of(script, args), replay_of(script, args)], [], []
+    for network in (agent, twin):
+        pairs.append((network, copy.deepcopy(network).requires_grad_(False)))
+        optimizers.append(torch.optim.SGD(network.parameters(), lr=rate))
+    for seed in range(2):
+        draws = draws_of(script, agent, args, seed)
+        script.update(*pairs[0], optimizers[0], replays[0], draws, args)
+
+        online, target = pairs[1]
+        index, weights = replays[1].sample(draws["uniform"], draws["beta"])
+        batch = replays[1].gather(index) | {"weights": weights}
+        gradients = []
+        for i in range(2):
+            for network, noise in zip((online, target), draws["noise"][i], strict=True):
+                script.set_noise(network, noise)
+            augmentation = draws["offsets"][i], draws["intensity"][i]
+            loss, priorities = script.rainbow_loss(online, target, batch, *augmentation, args)
+            replays[1].prioritise(index, priorities)
+            names, params = zip(*online.named_parameters(), strict=True)
+            gradients.append(dict(zip(names, torch.autograd.grad(loss, params), strict=True)))
+            if i == 0:
+                before = {name: param.detach().clone() for name, param in online.named_parameters()}
+                norm = torch.cat([gradient.flatten() for gradient in gradients[0].values()]).norm()
+                with torch.no_grad():
+                    for name, param in online.named_parameters():
+                        param += args.sam_rho * gradients[0][name] / norm
+        for name, param in online.named_parameters():
+            param.data = before[name]
+            param.grad = gradients[1][name]
+            if name.startswith("head."):
+                param.grad = param.grad + gradients[0][name] * min(1, max_norm / norm)
+        nn.utils.clip_grad_norm_(online.parameters(), max_norm)
+        optimizers[1].step()
+        for param, own in zip(target.parameters(), online.parameters(), strict=True):
+            param.data = 0.99 * param.data + 0.01 * own.data
+        for part in ("backbone", "head"):
+            one, other = (networks.weights_of(getattr(network, part)) for network in (agent, twin))
+            assert (one - other).norm() < 0.03 * (other - first[part]).norm()
+
+
+def test_der_learns_towards_weights_of_every_nth_update(tmp_path, monkeypatch):
+    monkeypatch.setattr(networks, "DER_TARGET_EVERY", 3)
+    changes = {"sam": False, "augment": False, "tau": 1.0, "batch_size": 4}
+    script, args, agent = agent_of("der", tmp_path, "drq_sam_reset", **changes)
+    target, replay = copy.deepcopy(agent).requires_grad_(False), replay_of(script, args)
+    assert target.held is agent.held
+    optimizer, obs = torch.optim.Adam(agent.parameters(), lr=1e-2), images(0, name="drq_sam_reset")
+    seen, online = [], []
+    for number in range(7):
+        online.append(networks.weights_of(agent))
+        draws = draws_of(script, agent, args, number)
+        script.update(agent, target, optimizer, replay, draws, args)
+        seen.append(agent.held.weights.clone())
+        script.set_noise(target, draws["noise"][0, 0])
+        with torch.no_grad(), networks.holding(agent, online[number // 3 * 3]):
+            script.set_noise(agent, draws["noise"][0, 0])
+            assert torch.equal(agent(obs.float() / 255), target(obs.float() / 255))
+    assert all(torch.equal(seen[number], online[number // 3 * 3]) for number in range(7))
+    assert not torch.equal(seen[2], seen[3]) and not torch.equal(online[1], online[0])
 
 
 @pytest.mark.parametrize("name", [pytest.param("drq_sam_reset", marks=pytest.mark.slow), "sac_sam_reset"])

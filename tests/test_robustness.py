@@ -53,6 +53,18 @@ def test_images_are_rescaled_each_for_itself():
     assert found[2].sum() == found[2, 2, 1, 1] == 255
 
 
+def test_a_stack_of_random_convolutions(images):
+    """Two of them, with a ReLU between."""
+    found, stream = robustness.random_conv(images, rng(5), layers=2), rng(5)
+    versions = images.float()
+    for layer in range(2):
+        kernels = torch.randn(len(images), 3, 3, 3, 3, generator=stream)
+        pairs = zip(versions.relu() if layer else versions, kernels, strict=True)
+        versions = torch.stack([F.conv2d(image[None], kernel, padding=1)[0] for image, kernel in pairs])
+    assert (found.int() - robustness.rescaled(versions).int()).abs().max() <= 1
+    assert not torch.equal(found, robustness.random_conv(images, rng(5)))
+
+
 def test_random_convolutions_are_the_slow_ones(images):
     kernels = torch.randn(6, 3, 3, 3, 3, generator=rng(5))  # standard normal, one of each image
     found = robustness.random_conv(images, rng(5))
@@ -238,7 +250,7 @@ def test_runs_become_a_table_and_a_picture(runs, tmp_path, monkeypatch, capsys):
 
 def test_the_velocity_box_of_a_plain_look_stays(runs, monkeypatch):
     seen = []
-    monkeypatch.setattr(robustness, "perturbed", lambda obs, name, rng, boxed: seen.append(boxed) or obs)
+    monkeypatch.setattr(robustness, "perturbed", lambda obs, name, rng, boxed, layers: seen.append(boxed) or obs)
     for folder in runs:
         run(robustness, monkeypatch, folder, "--steps", 1, "--episodes", 1, "--perturb", "hue")
     assert seen == [False, False, True]

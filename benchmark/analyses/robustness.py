@@ -4,7 +4,9 @@ Paper: Xie et al. 2025, MDPO, Table 1 (random convolutions) and Figure 13 (brigh
 saturation, hue). Each agent plays test levels. The program perturbs each frame that the agent sees
 several times and takes KL(pi(frame) || pi(perturbed frame)); mean and standard deviation are over
 all frames and versions. The paper does not say how many versions there are, how large the kernels
-are or how far colours move. Ours: ten, 3 x 3, factors of 0.5 to 1.5, any hue.
+are, how many layers of them there are, how convolved frames become pictures again, or how far
+colours move. Ours: ten, 3 x 3, one (--conv-layers), each frame stretched to 0 to 255, factors of
+0.5 to 1.5, any hue.
 
     python benchmark/analyses/robustness.py PPO=runs/<PPO> MDPO=runs/<MDPO> --out robustness.csv
     python benchmark/analyses/robustness.py runs/<folder> --perturb random_conv hue --images perturbed.png
@@ -45,14 +47,15 @@ class Args:
     episodes: int = 10  # on test levels, of each agent
     steps: int = 1000  # the longest episode; one that goes on is cut
     draws: int = 10  # perturbed versions of a frame
+    conv_layers: int = 1  # of random_conv: convolutions one after the other, with a ReLU between two
     seed: int = 0  # draws the levels, the actions and the perturbations
     cuda: bool = True  # use a GPU if there is one
 
 
 def main():
     args = tyro.cli(Args, description=__doc__)
-    if min(args.episodes, args.steps, args.draws) < 1 or args.seed < 0 or not args.perturb:
-        common.fail("--episodes --steps --draws: at least 1; --seed: at least 0; --perturb: some")
+    if min(args.episodes, args.steps, args.draws, args.conv_layers) < 1 or args.seed < 0 or not args.perturb:
+        common.fail("--episodes --steps --draws --conv-layers: at least 1; --seed: at least 0; --perturb: some")
     if args.out:
         common.check_out(args.out, ".csv")
     if args.images:
@@ -65,15 +68,16 @@ def main():
                 shown = frames[min(50, len(frames) - 1)], has_box(run.args)
             for name in args.perturb:
                 rng, boxed = stream(args.seed, name), has_box(run.args)
-                change = partial(perturbed, name=name, rng=rng, boxed=boxed)
+                change = partial(perturbed, name=name, rng=rng, boxed=boxed, layers=args.conv_layers)
                 kl = divergences(agent, frames, change, args.draws)  # [M, draws]
                 row = {"agent": number, "perturbation": name}
                 row |= {"episodes": args.episodes, "frames": len(kl), "draws": args.draws}
+                row["layers"] = args.conv_layers if name == "random_conv" else ""
                 row |= {"kl_mean": kl.mean().item(), "kl_std": kl.std(correction=0).item()}
                 rows.append(run.source() | row)
     report(rows, args.out)
     if args.images:
-        draw(*shown, args.perturb, args.seed).savefig(args.images, dpi=130)
+        draw(*shown, args.perturb, args.seed, args.conv_layers).savefig(args.images, dpi=130)
         print(args.images)
 
 
@@ -105,19 +109,22 @@ def stream(seed, name):
     return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
 
-def perturbed(images, name, rng, boxed=False):
+def perturbed(images, name, rng, boxed=False, layers=1):
     """One version of each image. uint8 [B, 3, H, W] -> the same. boxed: the velocity box stays."""
-    versions = random_conv(images, rng) if name == "random_conv" else recolour(images, name, rng)
+    versions = random_conv(images, rng, layers) if name == "random_conv" else recolour(images, name, rng)
     if boxed:
         versions[:, :, :13, :26] = images[:, :, :13, :26]
     return versions
 
 
-def random_conv(images, rng):
-    """Each image after its own convolution of standard normal weights. uint8 [B, 3, H, W] -> the same."""
-    kernels = torch.randn(len(images) * 3, 3, 3, 3, generator=rng)
-    channels = images.float().reshape(1, -1, *images.shape[2:])  # [1, 3B, H, W], in B groups
-    versions = torch.nn.functional.conv2d(channels, kernels, padding=1, groups=len(images))
+def random_conv(images, rng, layers=1):
+    """Each image after its own convolutions of standard normal weights. uint8 [B, 3, H, W] -> the same."""
+    versions = images.float().reshape(1, -1, *images.shape[2:])  # [1, 3B, H, W], in B groups
+    for layer in range(layers):
+        kernels = torch.randn(len(images) * 3, 3, 3, 3, generator=rng)
+        if layer > 0:
+            versions = versions.relu()
+        versions = torch.nn.functional.conv2d(versions, kernels, padding=1, groups=len(images))
     return rescaled(versions.view(images.shape))
 
 
@@ -154,13 +161,13 @@ def kl_divergence(logits, others):
     return (log_probs.exp() * (log_probs - other_log_probs)).sum(-1)
 
 
-def draw(frame, boxed, names, seed, columns=8):
+def draw(frame, boxed, names, seed, layers=1, columns=8):
     """A frame [3, H, W] and versions of it, one row per perturbation -> figure."""
     size = 1.3 * columns, 1.4 * len(names) + 0.3
     figure, axes = plt.subplots(len(names), columns, figsize=size, squeeze=False)
     figure.set_layout_engine("constrained")
     for row, name in zip(axes, names, strict=True):
-        versions = perturbed(frame.expand(columns - 1, -1, -1, -1), name, stream(seed, name), boxed)
+        versions = perturbed(frame.expand(columns - 1, -1, -1, -1), name, stream(seed, name), boxed, layers)
         for axis, image in zip(row, [frame, *versions], strict=True):
             axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
             axis.set(xticks=[], yticks=[])

@@ -20,7 +20,8 @@ for game in $GAMES; do
     done
 done
 
-# Table 1, DER: without augmentation.
+# Table 1, DER, of which the paper says only that it "optimizes its hyperparameters": DrQ's settings without
+# augmentation, and DER's own (one update per step, another target network, 1,600 random steps).
 for game in $GAMES; do
     python algos/drq_sam_reset.py --env-id $game --exp-name der_base --no-augment $BASE
     python algos/drq_sam_reset.py --env-id $game --exp-name der_sam --no-augment --reset-every 0
@@ -30,6 +31,17 @@ for game in $GAMES; do
         python benchmark/suites/ablations.py drq_sam_reset $baseline --env-id $game --exp-name der_$baseline \
             --no-augment $BASE
     done
+    python benchmark/suites/ablations.py drq_sam_reset der --env-id $game --exp-name der1905_base
+    python benchmark/suites/ablations.py drq_sam_reset der --env-id $game --exp-name der1905_sam --sam
+    python benchmark/suites/ablations.py drq_sam_reset der --env-id $game --exp-name der1905_reset --reset-every 40000
+    python benchmark/suites/ablations.py drq_sam_reset der --env-id $game --exp-name der1905_sam_reset \
+        --sam --reset-every 40000
+done
+
+# Table 4 prints Adam's epsilon as 1.5e-5; the code's, which is the default, is 1.5e-4.
+for game in $GAMES; do
+    python algos/drq_sam_reset.py --env-id $game --exp-name epsilon_base --adam-eps 1.5e-5 $BASE
+    python algos/drq_sam_reset.py --env-id $game --exp-name epsilon_sam_reset --adam-eps 1.5e-5
 done
 
 # Table 3 and figure 6: more updates per step. Where there are resets, they shrink and perturb the backbone too.
@@ -80,8 +92,7 @@ for game in $GAMES; do
     done
 done
 
-# The authors' code: a greater learning rate, more of the backbone replaced, and their later method, which adds layer
-# normalisation and CReLU and lets SAM step in the backbone alone.
+# The authors' code: a greater learning rate, and more of the backbone replaced.
 RATE="--learning-rate 1.414e-4"
 SHRINK="--shrink-perturb 0.6"
 for game in $GAMES; do
@@ -90,5 +101,16 @@ for game in $GAMES; do
     for ratio in 4 8; do
         python algos/drq_sam_reset.py --env-id $game --exp-name code_rr$ratio --replay-ratio $ratio $SHRINK $RATE
     done
-    python benchmark/suites/ablations.py drq_sam_reset plastic --env-id $game --exp-name code_plastic $RATE
+done
+
+# The authors' six scripts, of their later method: layer normalisation and resets (dagger), and CReLU and SAM besides.
+# plastic_code has SAM as their code has it, plastic as their paper has it.
+for game in $GAMES; do
+    for method in plastic plastic_code plastic_dagger; do
+        python benchmark/suites/ablations.py drq_sam_reset $method --env-id $game --exp-name ${method}_rr2
+        for ratio in 4 8; do
+            python benchmark/suites/ablations.py drq_sam_reset $method --env-id $game --exp-name ${method}_rr$ratio \
+                --replay-ratio $ratio $SHRINK
+        done
+    done
 done

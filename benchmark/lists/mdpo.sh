@@ -39,4 +39,5 @@ done
 # The authors' code evaluates after each iteration, on about ten episodes.
 for game in $GAMES; do
     python algos/mdpo.py --env-id $game --exp-name mdpo_code --eval-every 16384 --eval-episodes 10
+    python algos/mdpo.py --env-id $game --exp-name ppo_code --num-agents 1 --eval-every 16384 --eval-episodes 10
 done

@@ -15,9 +15,10 @@ for name in gray cutout inversion jitter dropout batch_norm l2; do
         --no-netrand --plain-look
 done
 
-# The parts of the method: no feature matching; the share of clean iterations (0.1 is above); a clean iteration with an
-# identity kernel, as in the paper's formula.
+# The parts of the method: no feature matching; the paper's norm, a sum over 256 features where the code has their mean;
+# the share of clean iterations (0.1 is above); a clean iteration with an identity kernel, as in the paper's formula.
 python algos/ppo_netrand.py --env-id coinrun --exp-name no_matching --fm-coef 0 --plain-look
+python algos/ppo_netrand.py --env-id coinrun --exp-name matching256 --fm-coef 0.512 --plain-look
 for prob in 0 0.5 1; do
     python algos/ppo_netrand.py --env-id coinrun --exp-name clean$prob --clean-prob $prob --plain-look
 done
@@ -30,7 +31,11 @@ for game in coinrun caveflyer climber dodgeball fruitbot jumper starpilot; do
     python algos/ppo_netrand.py --env-id $game --exp-name ppo_levels --no-netrand
 done
 
-# The same over the 200M steps of Procgen's hard protocol.
+# A task in which colours mean something, in place of the appendix's: a key opens the lock of its colour alone.
+python algos/ppo_netrand.py --env-id heist --exp-name netrand_colours
+python algos/ppo_netrand.py --env-id heist --exp-name ppo_colours --no-netrand
+
+# Across levels over the 200M steps of Procgen's hard protocol.
 for game in coinrun caveflyer climber dodgeball fruitbot jumper starpilot; do
     python algos/ppo_netrand.py --env-id $game --exp-name netrand_200m --total-timesteps 200000000
     python algos/ppo_netrand.py --env-id $game --exp-name ppo_200m --no-netrand --total-timesteps 200000000

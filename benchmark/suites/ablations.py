@@ -30,7 +30,8 @@ import observations
 # {script: {name: (kind, what changes it, flags)}}. Kinds: see observations.py ("envs") and networks.py ("change",
 # "class"). The papers' baselines are the plain algorithm and one thing more. A captured call cannot branch, so agents
 # that branch go without.
-PPO, BASE = ["--no-netrand"], ["--no-sam", "--reset-every", "0"]
+PPO, BASE, RATE = ["--no-netrand"], ["--no-sam", "--reset-every", "0"], ["--learning-rate", "1.414e-4"]
+DER = ["--no-augment", "--replay-ratio", "1", "--learning-starts", "1600", "--tau", "1"]
 DOUBLED = ["--num-agents", "1", "--num-envs", "128", "--total-timesteps", "100000000"]
 ABLATIONS = {
     "ppo_netrand": {
@@ -50,12 +51,15 @@ ABLATIONS = {
         "l2_1e-4": ("change", networks.l2(1e-4, spared=()), BASE),
         "l2_1e-5": ("change", networks.l2(1e-5, spared=()), BASE),
         "swa": ("class", networks.swa, [*BASE, "--no-cuda-graphs"]),
-        "plastic": ("change", networks.rainbow_plastic, ["--sam-scope", "backbone", "--learning-rate", "1.414e-4"]),
+        "der": ("class", networks.der, [*DER, *BASE, "--no-cuda-graphs"]),
+        "plastic": ("change", networks.rainbow_plastic, ["--sam-scope", "backbone", *RATE]),
+        "plastic_code": ("change", networks.rainbow_plastic_code, RATE),
+        "plastic_dagger": ("change", networks.rainbow_plastic_dagger, ["--no-sam", *RATE]),
     },
     "sac_sam_reset": {
         "layer_norm": ("change", networks.sac_layer_norm, BASE),
         "crelu": ("change", networks.sac_crelu, BASE),
-        "l2_1e-3": ("change", networks.l2(1e-3, spared="log_alpha"), BASE),  # Paper: 7.3, the best of three
+        "l2_1e-3": ("change", networks.l2(1e-3, spared="log_alpha"), BASE),  # 7.4 adopts Nikishin et al.'s
         "l2_1e-4": ("change", networks.l2(1e-4, spared="log_alpha"), BASE),
         "l2_1e-5": ("change", networks.l2(1e-5, spared="log_alpha"), BASE),
         "plastic": ("change", networks.sac_plastic, ["--sam-on", "critic", "--learning-rate", "1e-4"]),
@@ -152,7 +156,7 @@ def print_ablations():
     print("python benchmark/suites/ablations.py SCRIPT ABLATION [FLAGS OF THE SCRIPT]")
     for script, rows in ABLATIONS.items():
         for name, (_, change, _) in rows.items():
-            print(f"  {f'{script} {name}':26}{change.__doc__.splitlines()[0]}")
+            print(f"  {f'{script} {name}':30}{change.__doc__.splitlines()[0]}")
     print("  drqv2_pieg needs none: SVEA is algos/drqv2_pieg.py --encoder drqv2, with the overlay as by default")
 
 

@@ -221,21 +221,114 @@ def double_for_crelu(script, agent):
 
 
 def sac_crelu(script, agent, args):
-    """Concatenated ReLUs in the heads, in front of layers of twice the inputs.
+    """Concatenated ReLUs in encoder and heads, in front of layers of twice the inputs.
 
-    Reference code: dmc networks/common.py, MLP. Deviation: by the paper's text (7.4) the encoder has them too.
+    Paper: 7.4, all ReLUs. Reference code: dmc networks/common.py, MLP, which has them in the heads alone.
     """
     double_for_crelu(script, agent)
+    for layers, i in relus(agent.encoder):
+        layers[i] = CReLU()
+        if isinstance(layers[i + 1], nn.Conv2d):
+            n_out, n_in, *_ = layers[i + 1].weight.shape
+            convolution = nn.Conv2d(2 * n_in, n_out, 3, stride=2, padding=1)
+            layers[i + 1] = script.orthogonal(convolution, 2**0.5)
+    for part in (agent.critic, agent.actor):
+        part.project = script.projection(2 * part.project[0].in_features)
 
 
 def rainbow_plastic(script, agent, args):
     """The paper's later version: normalised backbone, CReLU head, SAM on the backbone, reset.
 
     Reference code: scripts/NeurIPS2023/drq_plastic_rr2.sh and configs/agent/drq.yaml:24. At replay ratios 4 and 8
-    give --shrink-perturb 0.6.
+    give --shrink-perturb 0.6. Deviation: SAM leaves the head out; see rainbow_plastic_code for what theirs does.
     """
     normalise(agent.backbone)
     halve_for_crelu(script, agent.head, args)
+
+
+def rainbow_plastic_code(script, agent, args):
+    """The same with SAM as in the authors' code: the head climbs too, and steps by the sum of both gradients.
+
+    Reference code: agents/base.py:159-214 with sam_head off. The head's gradient enters SAM's norm and the head is
+    perturbed; then its first gradient, clipped, is added to the second one. The backbone steps by the second alone.
+    """
+    rainbow_plastic(script, agent, args)
+    BothGradients(agent, args.max_grad_norm)
+
+
+class BothGradients:
+    """Hooks that add the first of each two gradients of the head, clipped with the backbone's, to the second."""
+
+    def __init__(self, agent, max_norm):
+        self.first, self.share, self.max_norm = {}, None, max_norm
+        for name, param in agent.named_parameters():
+            param.register_hook(partial(self.see, name))
+
+    def see(self, name, gradient):
+        if self.share is None and name not in self.first:
+            self.first[name] = gradient
+            return gradient
+        if self.share is None:  # the second pass begins
+            norm = nn.utils.get_total_norm(self.first.values())
+            self.share = (self.max_norm / (norm + 1e-6)).clamp(max=1)
+        first, share = self.first.pop(name), self.share
+        if not self.first:
+            self.share = None
+        return gradient + share * first if name.startswith("head.") else gradient
+
+
+def rainbow_plastic_dagger(script, agent, args):
+    """The authors' lighter version: normalised backbone and resets, without SAM and CReLU.
+
+    Reference code: scripts/NeurIPS2023/drq_plastic_dagger_rr2.sh. At replay ratios 4 and 8 give --shrink-perturb 0.6.
+    """
+    normalise(agent.backbone)
+
+
+DER_TARGET_EVERY = 2_000  # updates between copies into the target network
+
+
+def der(script):
+    """Data-efficient Rainbow as it was published: no augmentation, one update per step, a target of every 2,000th.
+
+    Paper: arXiv:1906.05243. Lee et al. 2023 say only that DER "optimizes its hyperparameters". The rest is as in the
+    script, so the network is DrQ's. Give --tau 1: what the target's forward holds are older weights.
+    """
+
+    class Agent(script.Agent):
+        def __init__(self, envs, args):
+            super().__init__(envs, args)
+            self.held = Held(weights_of(self), passes_per_update=1 + args.sam)
+
+        def forward(self, pixels):
+            target = not next(self.parameters()).requires_grad
+            if target:
+                with holding(self, self.held.weights):
+                    return super().forward(pixels)
+            if self.training and torch.is_grad_enabled():
+                self.held.see(self)
+            return super().forward(pixels)
+
+    return Agent
+
+
+class Held(nn.Module):
+    """An agent's weights [K] after the last multiple of DER_TARGET_EVERY updates. A copy of the agent has the same."""
+
+    def __init__(self, weights, passes_per_update):
+        super().__init__()
+        self.passes_per_update = passes_per_update
+        self.register_buffer("weights", weights)
+        self.register_buffer("passes", torch.tensor(0))
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def see(self, agent):
+        """Before each pass of learning."""
+        if self.passes.item() % (self.passes_per_update * DER_TARGET_EVERY) == 0:
+            self.weights.copy_(weights_of(agent))
+        self.passes += 1
 
 
 def sac_plastic(script, agent, args):
