@@ -11,12 +11,14 @@ feature-matching loss ties what it sees then to the clean view, so it learns fea
 Paper: Lee et al. 2020, Network Randomization: A Simple Technique for Generalization in Deep Reinforcement Learning.
 Checked against github.com/pokaxpoka/netrand (8388251), losses and gradients; its Procgen settings: kaixin96/mixreg.
 Deviations: Procgen's CoinRun in a plain and a full look (--plain-look), where the authors split old CoinRun's themes;
-their --no-norm-reward --anneal-lr --anneal-clip --num-envs 32 are off, as in ports to Procgen; initialisation, pooling
-and the place of Adam's epsilon are PyTorch's; the convolution spares the whole velocity box, 13 x 26 pixels, theirs
-12 x 24; environments start afresh every --exact-every steps.
+no velocity box without --plain-look or --paint-vel-info; 25M steps, theirs are 256M; their --no-norm-reward
+--anneal-lr --anneal-clip --num-envs 32 are off, as in ports to Procgen; eval/test_return is the clean policy's, the
+paper's mean over random kernels is eval/mc_test_return, after the last step; initialisation, pooling and the place of
+Adam's epsilon are PyTorch's; the convolution spares the whole velocity box, 13 x 26 pixels, theirs 12 x 24;
+environments start afresh every --exact-every steps.
 
-    python algos/ppo_netrand.py --env-id coinrun                 # the paper's CoinRun: hard, 500 levels
-    python algos/ppo_netrand.py --env-id coinrun --plain-look    # trained on one look, evaluated on all
+    python algos/ppo_netrand.py --env-id coinrun                 # hard CoinRun, 500 levels
+    python algos/ppo_netrand.py --env-id coinrun --plain-look    # the paper's: trained on one look, evaluated on all
     python algos/ppo_netrand.py --env-id coinrun --no-netrand    # its baseline, plain PPO
     python algos/ppo_netrand.py --resume runs/<folder>           # continue a run
 """
