@@ -780,7 +780,11 @@ class Run:
         if self.args.resume:
             for name, part in parts.items():
                 load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
-                load(self.state[name])
+                try:
+                    load(self.state[name])
+                except (RuntimeError, ValueError, KeyError) as error:  # a changed network, or a changed task
+                    reason, _, _ = str(error).partition("\n")
+                    fail(f"{self.folder} is not of this script as it is now, but of its copy there: {name}: {reason}")
             before, now = self.about["sessions"][-2:]
             other = [key for key in ("hardware", "python", "packages", "script") if before[key] != now[key]]
             how = "bit for bit" if self.exact and not other else "continued, in fresh environments"
@@ -974,7 +978,8 @@ def set_up_torch(args):
 
 
 # Arguments that a resumed run may change begin with these. Of these, learning depends on total_timesteps alone (beta).
-MAY_CHANGE = ("resume", "total_timesteps", "eval_", "final_eval_", "save_", "runs_dir", "cuda", "track", "wandb_")
+MAY_CHANGE = ("resume", "total_timesteps", "eval_every", "eval_episodes", "eval_seed", "final_eval_", "save_")
+MAY_CHANGE += ("eval_envs", "runs_dir", "cuda", "track", "wandb_")
 POSITIVE = ("total_timesteps", "replay_ratio", "num_envs", "batch_size", "n_step")
 POSITIVE += ("eval_episodes", "eval_envs")
 SMALLEST = {**dict.fromkeys(POSITIVE, 1), "n_atoms": 2, "max_grad_norm": 1e-6}

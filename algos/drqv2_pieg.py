@@ -1056,7 +1056,11 @@ class Run:
         if self.args.resume:
             for name, part in parts.items():
                 load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
-                load(self.state[name])
+                try:
+                    load(self.state[name])
+                except (RuntimeError, ValueError, KeyError) as error:  # a changed network, or a changed task
+                    reason, _, _ = str(error).partition("\n")
+                    fail(f"{self.folder} is not of this script as it is now, but of its copy there: {name}: {reason}")
             before, now = self.about["sessions"][-2:]
             other = [key for key in ("hardware", "python", "packages", "script") if before[key] != now[key]]
             how = "bit for bit" if self.exact and not other else "continued, in fresh environments"
@@ -1250,8 +1254,9 @@ def set_up_torch(args):
 
 
 # Arguments that a resumed run may change begin with these: nothing that is learned depends on them.
-MAY_CHANGE = ("resume", "total_timesteps", "eval_", "final_eval_", "save_", "runs_dir", "cuda", "track", "wandb_")
-MAY_CHANGE += ("dmcgb_dir", "overlay_dir")
+MAY_CHANGE = ("resume", "total_timesteps", "eval_every", "eval_episodes", "eval_seed", "final_eval_", "save_")
+MAY_CHANGE += ("runs_dir", "cuda", "track", "wandb_")
+MAY_CHANGE += ("eval_modes", "dmcgb_dir", "overlay_dir")
 POSITIVE = ("eval_episodes", "num_envs", "batch_size", "n_step", "update_every", "noise_steps")
 POSITIVE += ("encoder_layer", "projection_dim", "feature_dim", "hidden_dim", "overlay_pictures")
 LARGEST = {"gamma": 1, "tau": 1, "num_envs": 1, "encoder_layer": 4}

@@ -637,7 +637,11 @@ class Run:
         if self.args.resume:
             for name, part in parts.items():
                 load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
-                load(self.state[name])
+                try:
+                    load(self.state[name])
+                except (RuntimeError, ValueError, KeyError) as error:  # a changed network, or a changed task
+                    reason, _, _ = str(error).partition("\n")
+                    fail(f"{self.folder} is not of this script as it is now, but of its copy there: {name}: {reason}")
             before, now = self.about["sessions"][-2:]
             other = [key for key in ("hardware", "python", "packages", "script") if before[key] != now[key]]
             how = "bit for bit" if self.exact and not other else "continued, in fresh environments"
@@ -831,7 +835,8 @@ def set_up_torch(args):
 
 
 # Arguments that a resumed run may change begin with these. More steps stretch --anneal-lr.
-MAY_CHANGE = ("resume", "total_timesteps", "eval_", "final_eval_", "save_", "runs_dir", "cuda", "track", "wandb_")
+MAY_CHANGE = ("resume", "total_timesteps", "eval_every", "eval_episodes", "eval_seed", "final_eval_", "save_")
+MAY_CHANGE += ("runs_dir", "cuda", "track", "wandb_")
 POSITIVE = ("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs")
 POSITIVE += ("eval_episodes",)
 SMALLEST = {**dict.fromkeys(POSITIVE, 1), "num_levels": -1, "clip_coef": 1e-6}

@@ -119,8 +119,10 @@ def load_run(text, **changes):
         fail(f"{folder} has no checkpoint.pt yet")
     except Exception as error:
         fail(f"{folder}/checkpoint.pt cannot be read: {first_line(error)}")
-    if "args" in state or not path.is_file():
+    if "args" in state:
         fail(f"{folder} is a run of another version of {path.name}")
+    if not path.is_file():
+        fail(f"{folder} has no {path.name}, the script that trained it")
     script = load_script(path)
     values = about["args"] | changes
     for key, value in values.items():
@@ -238,6 +240,8 @@ def settings_of(args):
     settings = {name: value for name, value in args.items() if name not in NEUTRAL}
     if settings.get("precision") != "bf16":
         settings.pop("precision", None)
+    if args.get("anneal_lr") or args.get("anneal_clip") or args.get("prioritized_replay_beta", 1) < 1:
+        settings["total_timesteps"] = args["total_timesteps"]  # something rises or falls over the whole run
     return settings
 
 

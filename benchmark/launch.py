@@ -7,6 +7,9 @@ they stopped. A run is known by the command in its folder's args.json, and is fi
 evaluation are done. Ctrl-C, `kill` and `kill -9` lose nothing: start the same command again. Two sweeps on one
 --runs-dir share their runs.
 
+A command may name the run of another line: @NAME/TASK is the folder of the finished run with that --exp-name and
+--env-id and the same seed, and @/FILE is FILE in analyses/<seed> of --runs-dir. It waits until those runs are finished.
+
     python benchmark/launch.py benchmark/lists/mdpo.sh --only bigfish --seeds 3                 # this machine
     python benchmark/launch.py benchmark/lists/*.sh --scale smoke --dry-run                     # what would be run
     python benchmark/launch.py benchmark/lists/mdpo.sh --backend slurm --partition gpu --time-minutes 1440
@@ -14,6 +17,7 @@ evaluation are done. Ctrl-C, `kill` and `kill -9` lose nothing: start the same c
 
 import ctypes
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -25,7 +29,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -46,7 +50,7 @@ class Args:
     scale: Literal["paper", "smoke"] = "paper"  # smoke: so short that a run ends in seconds, to see that it does
     backend: Literal["local", "slurm"] = "local"  # this machine, or one job per run
     runs_dir: str = "runs"  # where run folders are made; logs are in .launch there
-    dry_run: bool = False  # print the commands, one per line, and run nothing
+    dry_run: bool = False  # print the commands, one per line, and start none; what else a list does, bash does
     workers: int = 0  # local: runs at a time, which share the cores (0: as many as the GPUs hold, or one)
     runs_per_gpu: int = 1  # local: runs at a time on each GPU, of those in CUDA_VISIBLE_DEVICES if it is set
     partition: str = ""  # slurm: partition (empty: the cluster's default)
@@ -70,11 +74,21 @@ SMOKE = {
     " --overlay-pictures 8 --eval-every 1000 --final-eval-episodes 1",
 }
 SMOKE["ppo_netrand"] = SMOKE["mdpo"] + " --mc-samples 1"
+SMOKE |= {  # of programs that take finished runs
+    "evaluate": "--eval-episodes 2",
+    "test": "--episodes 1",
+    "robustness": "--episodes 1 --steps 4 --draws 2",
+    "tsne": "--versions 12 --perplexity 4 --step 3",
+    "looks": "--episodes 1 --steps 4 --moments 2",
+    "feature_maps": "--steps 2",
+    "sharpness": "--batch-size 4 --active-size 8 --iterations 2",
+}
 # Of suites outside the script, whose episodes are shorter and whose resets take seconds.
 SMOKE_SUITE = " --action-repeat 10 --eval-every 0"
 
 
 # ---- From lists to runs ----
+NAMED = re.compile(r"(?:^|(?<==))@([^/@]*)/([^@]+)$")  # @NAME/TASK, METHOD=@NAME/TASK, @/FILE
 # Bash finds this program under the names below before any other. It prints its name, the number of its words, the words
 # and the exported variables, each ended by a NUL.
 SHIM = r"""#!/bin/sh
@@ -95,16 +109,17 @@ source "$1"
 
 @dataclass(frozen=True)
 class Run:
-    """command: the script and its flags, without --runs-dir."""
+    """command: the script and its flags, without --runs-dir. It trains, or takes finished runs."""
 
     command: tuple[str, ...]
     runs_dir: str
+    seed: str = "1"  # of the runs that it names
 
     @property
     def name(self):
         """Of its log and its Slurm job: the command, shortened, and a hash of all that makes the run."""
         words = re.sub(r"[^\w.]+", "-", " ".join([Path(self.command[0]).stem, *self.command[1:]]), flags=re.ASCII)
-        whole = repr((identity(self.command), self.home))
+        whole = repr((identity(self.command), self.home, *([] if self.trains else [self.seed])))
         return f"{words[:100]}-{hashlib.sha1(whole.encode()).hexdigest()[:10]}"
 
     @property
@@ -115,18 +130,58 @@ class Run:
     def log(self):
         return Path(self.home, ".launch", f"{self.name}.log")
 
+    @property
+    def done(self):
+        """The file that says that a command which does not train has ended well."""
+        return self.log.with_suffix(".done")
+
+    @property
+    def trains(self):
+        return Path(self.command[0]).parent.name != "analyses" and self.command[1:2] != ("test",)
+
     def words(self):
         """The command line, without the interpreter."""
-        if self.runs_dir == "runs":
-            return list(self.command)
-        return [*self.command, "--runs-dir", self.runs_dir]
+        command = self.resolved() or list(self.command)
+        if self.runs_dir == "runs" or not self.trains:
+            return command
+        return [*command, "--runs-dir", self.runs_dir]
+
+    def resolved(self):
+        """The command with folders in place of the runs that it names; None while one of them is not finished."""
+        words = []
+        for word in self.command:
+            named = NAMED.search(word)
+            if named:
+                name, place = named.groups()
+                folder = Path(self.home, "analyses", self.seed, place) if not name else self.run_called(name, place)
+                if folder is None:
+                    return None
+                word = word[: named.start()] + str(folder)
+            words.append(word)
+        return words
+
+    def unmet(self):
+        """The first word that names a run which is not finished."""
+        for word in self.command:
+            if not replace(self, command=(word,)).resolved():
+                return word
+
+    def run_called(self, name, task):
+        """The folder of the finished run with this --exp-name and --env-id and this seed, or None."""
+        found = []
+        for folder in Path(self.home).glob(f"*__{glob.escape(name)}__{self.seed}__*"):
+            if common.plain(folder.name.partition("__")[0]) == common.plain(task) and finished(folder):
+                found.append(folder)
+        return max(found, key=saved_at, default=None)
 
     def folder(self):
         """Its folder with a checkpoint, a finished one if there is one, else the one that was saved last, or None."""
-        folders = folders_in(self.home).get(identity(self.command), [])
+        folders = folders_in(self.home).get(identity(self.resolved() or self.command), [])
         return max(folders, key=lambda folder: (finished(folder), saved_at(folder)), default=None)
 
     def finished(self):
+        if not self.trains:
+            return self.done.exists()
         folder = self.folder()
         return folder is not None and finished(folder)
 
@@ -174,6 +229,13 @@ def finished(folder):
         return False
 
 
+def same_script(run, folder):
+    """Whether a run's folder has the text that its script has now. Of a program that trains another file: True."""
+    script = Path(run.command[0])
+    copy = folder / script.name
+    return not copy.exists() or copy.read_bytes() == script.read_bytes()
+
+
 def saved_at(folder):
     return (folder / "checkpoint.pt").stat().st_mtime
 
@@ -191,13 +253,16 @@ def runs_of(args):
                     fail(f"--seeds {args.seeds}: {path} has a --seed of its own in {text.strip()}")
         for seed in range(1, (args.seeds or 1) + 1):
             for command in commands:
-                words = list(command)
+                words, flags = list(command), spelled(command)
                 if args.scale == "smoke":
                     words += smoke_flags(command)
-                if "--seed" not in spelled(command):
-                    words += ["--seed", str(seed)]
-                run = Run(tuple(words), args.runs_dir)
-                runs.setdefault(identity(run.command), run)
+                if "--seed" in flags:
+                    run = Run(tuple(words), args.runs_dir, flags[flags.index("--seed") + 1])
+                elif Run(command, args.runs_dir).trains:
+                    run = Run((*words, "--seed", str(seed)), args.runs_dir, str(seed))
+                else:
+                    run = Run(tuple(words), args.runs_dir, str(seed))
+                runs.setdefault((identity(run.command), run.seed), run)
     if not runs:
         fail(f"--only {shlex.join(args.only)}: no command of {' '.join(args.lists)} contains all of it")
     return list(runs.values())
@@ -211,6 +276,8 @@ def commands_of(path):
         fail(f"{path}: calls no python, so there is nothing to run")
     for command, changed in calls:
         script = command[0] if command else ""
+        if script.startswith("-"):
+            fail(f"{path}: python {script}: write `python SCRIPT` without options of Python's own")
         if "PWD" in changed:
             fail(f"{path}: goes to another folder; lists are run from the folder that holds algos/ and benchmark/")
         if changed:
@@ -251,8 +318,8 @@ def calls_of(path):
         command = ["bash", "-c", EXPAND, path, os.path.abspath(path)]
         done = subprocess.run(command, capture_output=True, env=environment)
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip()
-        fail(f"{path}: {said.splitlines()[-1] if said else f'exit code {done.returncode}'}")
+        *_, said = ["", *done.stderr.decode(errors="replace").strip().splitlines()]
+        fail(f"{path}: bash ended with exit code {done.returncode}: {said}")
     before, *fields = done.stdout.split(b"\0")[:-1]
     calls = []
     while fields:
@@ -282,6 +349,8 @@ def smoke_flags(command):
     program, script = Path(command[0]), Path(command[0]).stem
     if program.parent.name == "suites" and len(command) > 1:
         script = command[1]
+    if not Run(command, "").trains:
+        return shlex.split(SMOKE.get(script, ""))
     if script not in SMOKE:
         fail(f"--scale smoke: how to make {shlex.join(command)} short is not known, only {' '.join(sorted(SMOKE))}")
     flags = shlex.split(SMOKE[script])
@@ -305,16 +374,25 @@ def start(run, environment):
         except OSError as error:  # some file systems have no locks, which is no reason to stop
             if isinstance(error, BlockingIOError):
                 return None
-        folder = run.folder()
-        words = [*run.command, "--resume", str(folder)] if folder else run.words()
+        folder, words = None, run.words()
+        if not run.trains:
+            Path(run.home, "analyses", run.seed).mkdir(parents=True, exist_ok=True)
+        elif folder := run.folder():
+            words = [*(run.resolved() or run.command), "--resume", str(folder)]
         command = [sys.executable, *words]
-        if folder and finished(folder):
+        if run.finished():
             command = ["true"]  # another sweep has finished it by now
         else:
             log.write(f"$ {shlex.join(['python', *words])}\n".encode())
             log.flush()
         how = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT, "process_group": 0}
         return subprocess.Popen(command, **how, env=os.environ | environment, preexec_fn=set_signals)
+
+
+def ended(run, code):
+    """Notes that a command which does not train has ended well."""
+    if code == 0 and not run.trains:
+        run.done.touch()
 
 
 def set_signals():
@@ -347,7 +425,7 @@ class Local:
         workers = args.workers or max(len(gpus) * args.runs_per_gpu, 1)
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
         threads = os.environ.get("OMP_NUM_THREADS", str(max(cores // workers, 1)))
-        self.free, self.processes = [], {}  # environment variables of idle workers, (process, its variables) by name
+        self.free, self.processes = [], {}  # variables of idle workers; (run, process, its variables) by name
         for worker in range(workers):
             environment = {"OMP_NUM_THREADS": threads}
             if gpus:
@@ -360,19 +438,20 @@ class Local:
     def start(self, run):
         process = start(run, self.free[0]) if self.free else None
         if process:
-            self.processes[run.name] = process, self.free.pop(0)
+            self.processes[run.name] = run, process, self.free.pop(0)
         return process is not None
 
     def alive(self):
-        for name, (process, environment) in list(self.processes.items()):
+        for name, (run, process, environment) in list(self.processes.items()):
             if process.poll() is not None:
+                ended(run, process.returncode)
                 del self.processes[name]
                 self.free.append(environment)
         return set(self.processes)
 
     def stop(self):
         """Called once, because a second signal ends a run before it has saved."""
-        for process, _ in self.processes.values():
+        for _, process, _ in self.processes.values():
             process.send_signal(signal.SIGTERM)
 
 
@@ -486,6 +565,7 @@ class Worker:
         self.pid = process.pid
         while process.poll() is None:
             time.sleep(0.2)
+        ended(self.run, process.returncode)
         if process.returncode:
             sys.exit(process.returncode)  # so that Slurm's records say so too
 
@@ -501,12 +581,19 @@ class Worker:
 # ---- The sweep ----
 def sweep(runs, backend):
     """Runs what is not finished. -> the runs that failed, the signal that ended the sweep or None."""
-    done = set()
+    done = {}
     for command, folders in folders_in(runs[0].home).items():
-        if any(map(finished, folders)):
-            done.add(command)
-    waiting = [run for run in runs if identity(run.command) not in done]
-    live, failed, signals, told = [], [], [], False
+        whole = [folder for folder in folders if finished(folder)]
+        if whole:
+            done[command] = max(whole, key=saved_at)
+    waiting = []
+    for run in runs:
+        command = run.resolved() if run.trains else None
+        if not (run.finished() if command is None else identity(command) in done):
+            waiting.append(run)
+        elif command is not None and not same_script(run, done[identity(command)]):
+            print(f"warning: {run.command[0]} has changed since {done[identity(command)].name}", file=sys.stderr)
+    live, failed, signals, told, ready = [], [], [], False, None
     print(f"{len(waiting)} to run, {len(runs) - len(waiting)} done", flush=True)
 
     def on_signal(number, _):
@@ -518,10 +605,16 @@ def sweep(runs, backend):
     progress = Progress(len(runs), len(waiting))
     while live or (waiting and not signals):
         if not signals:
-            for run in list(waiting):
+            if ready is None:  # at the start, and where a run has ended that another one waits for
+                ready = [run for run in waiting if run.resolved()]
+            for run in list(ready):
                 if backend.start(run):
+                    ready.remove(run)
                     waiting.remove(run)
                     live.append(run)
+            if waiting and not live and not ready:  # what they wait for is in no list, or has failed
+                failed, waiting = failed + waiting, []
+                break
         elif not told:
             backend.stop()
             told = True
@@ -531,6 +624,7 @@ def sweep(runs, backend):
         for run in list(live):
             if run.name not in alive:
                 live.remove(run)
+                ready = None
                 if not run.finished():
                     stopped = waiting if signals else failed
                     stopped.append(run)
@@ -587,6 +681,9 @@ def main():
     backend = Local(args, runs) if args.backend == "local" else Slurm(args, runs)
     failed, number = sweep(runs, backend)
     for run in failed:
+        if not run.resolved():
+            print(f"\nfailed: {shlex.join(['python', *run.command])}\n  waits for a finished run: {run.unmet()}")
+            continue
         print(f"\nfailed: {shlex.join(['python', *run.words()])}", *tail(run), f"log: {run.log}", sep="\n  ")
     if number:
         print(f"stopped by {signal.Signals(number).name}; the same command goes on")

@@ -705,6 +705,8 @@ def test_frozen_says_what_it_lacks(scripts, monkeypatch, capsys, tmp_path):
     source = encoder_run(tmp_path, "--num-agents", "1")
     wide = flags_of("mdpo", tmp_path / "wide", eval_every=0, total_timesteps=16, num_steps=8, update_epochs=1)
     run(monkeypatch, "mdpo", "doubled", *wide, "--num-envs", "2")
+    other = flags_of("ppo_netrand", tmp_path / "other", eval_every=0, total_timesteps=16)
+    run(monkeypatch, "ppo_netrand", "cutout", *other)
     capsys.readouterr()
     tiny = flags_of("mdpo", tmp_path / "new")
     for flags, expected in (
@@ -712,6 +714,7 @@ def test_frozen_says_what_it_lacks(scripts, monkeypatch, capsys, tmp_path):
         (["--encoder", source, "--encoder-agent", "2"], "no such agent"),
         (["--encoder", tmp_path], "is no folder of a run"),
         (["--encoder", folder_in(tmp_path / "wide")], "another shape"),
+        (["--encoder", folder_in(tmp_path / "other")], "a run of mdpo.py or of a copy of it is needed"),
     ):
         with pytest.raises(SystemExit, match=r"^2$"):
             run(monkeypatch, "mdpo", "frozen", *flags, *tiny)

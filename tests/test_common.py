@@ -108,7 +108,7 @@ def test_a_run_of_another_version(folder, capsys):
     assert expected in fails(capsys, common.load_run, folder)
     torch.save(state, folder / "checkpoint.pt")
     (folder / "mine.py").unlink()
-    assert expected in fails(capsys, common.load_run, folder)
+    assert f"{folder} has no mine.py, the script that" in fails(capsys, common.load_run, folder)
 
 
 def test_weights_of_another_network(folder, capsys):

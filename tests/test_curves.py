@@ -65,7 +65,7 @@ def test_a_row_a_number_with_the_run_it_came_from(folders, monkeypatch, capsys):
     assert {(row["command"], row["script"], row["changed"], row["default_steps"]) for row in rows} == {
         ("python algos/mdpo.py --seed 0", "mdpo", '{"distribution_mode": "easy"}', "50000000"),
         ("python algos/mdpo.py --seed 1", "mdpo", '{"distribution_mode": "easy"}', "50000000"),
-        ("python other.py --seed 2", "other", '{"distribution_mode": "easy", "num_levels": 200}', ""),
+        ("python other.py --seed 2", "other", '{"distribution_mode": "easy", "num_levels": 200, "version": ""}', ""),
     }
     assert {(row["packages"], row["commit"], row["task"], row["suite"], row["hardware"]) for row in rows} == {
         ("torch==2", "c0ffee", "maze", "procgen-easy", "no GPU, 2 cores x")
@@ -97,7 +97,12 @@ def test_a_run_of_a_changed_copy_is_collected_and_drawn_like_any_other(tmp_path,
     rows = list(csv.DictReader((tmp_path / "out.csv").open()))
     names = ("method", "suite", "task", "script", "default_steps", "command")
     assert [rows[0][name] for name in names] == ["idea", "procgen-hard", "maze", "mine", "", "python mine.py"]
-    assert json.loads(rows[0]["changed"]) == {"distribution_mode": "hard", "num_levels": 500, "new_flag": 3}
+    assert json.loads(rows[0]["changed"]) == {
+        "distribution_mode": "hard",
+        "num_levels": 500,
+        "new_flag": 3,
+        "version": "",
+    }
     run(plot_curves, monkeypatch, tmp_path / "out.csv", "--out", tmp_path / "out.svg", "--published", "none")
     assert "idea, test (1 seed)" in (tmp_path / "out.svg").read_text()
 
@@ -188,10 +193,62 @@ def test_runs_of_one_name_with_other_settings_are_apart(tmp_path, monkeypatch):
     run(plot_curves, monkeypatch, tmp_path / "all.csv", "--out", tmp_path / "a.svg", "--published", "none")
     text = (tmp_path / "a.svg").read_text()
     assert "mdpo, test (2 seeds)" in text and "mdpo, num_agents 1, test (1 seed)" in text
+    assert len(papers.load([tmp_path / "all.csv"])) == 12
     for n in (0, 2):
-        run(collect, monkeypatch, f"A={tmp_path}/{n}", "--out", tmp_path / f"{n}.csv")
+        run(collect, monkeypatch, f"A={tmp_path}/{n}", f"A={tmp_path}/{n}", "--out", tmp_path / f"{n}.csv")
     rows = papers.load([tmp_path / "0.csv", tmp_path / "2.csv"])
     assert sorted(rows["method"].unique()) == ["A", "A, num_agents 1"]
+
+
+@pytest.mark.parametrize(
+    ("command", "commit", "ours"),
+    [
+        ("/there/algos/mdpo.py", "ab12", True),
+        ("mdpo.py", "ab12", False),  # a copy, perhaps a changed one
+        ("own/mdpo.py", "ab12", False),
+        ("algos/mdpo.py", "ab12-dirty", False),
+        ("algos/mdpo.py", "", False),
+    ],
+)
+def test_a_changed_text_is_another_method(command, commit, ours, tmp_path, monkeypatch):
+    """Only a script of ours as it was committed can be the paper's; two texts of another one are two methods."""
+    for n, text in enumerate(("one", "two", "two")):
+        make_run(tmp_path / str(n), [command], {"env_id": "maze", "distribution_mode": "hard"}, returns=[n])
+        about = json.loads((tmp_path / str(n) / "args.json").read_text())
+        about |= {"script": text * 20, "commit": commit, "args": about["args"] | {"seed": n}}
+        (tmp_path / str(n) / "args.json").write_text(json.dumps(about))
+    run(collect, monkeypatch, tmp_path, "--out", tmp_path / "out.csv")
+    rows = papers.load([tmp_path / "out.csv"])
+    methods = ["mdpo"] if ours else ["mdpo, version oneoneon", "mdpo, version twotwotw"]
+    assert sorted(rows["method"].unique()) == methods
+    assert bool(papers.cells("mdpo", rows["changed"].iloc[0])) == ours
+
+
+@pytest.mark.parametrize("schedule", [{"anneal_lr": True}, {"anneal_clip": True}, {"prioritized_replay_beta": 0.4}, {}])
+def test_schedules_over_runs_of_other_lengths_are_apart(schedule, tmp_path, monkeypatch):
+    for seed, steps in enumerate((64, 128)):
+        args = {"env_id": "maze", "seed": seed, "total_timesteps": steps} | schedule
+        make_run(tmp_path / str(seed), ["mine.py"], args, "mine", returns=[1, 2])
+    run(collect, monkeypatch, tmp_path, "--out", tmp_path / "out.csv")
+    methods = ["mine, total_timesteps 128", "mine, total_timesteps 64"] if schedule else ["mine"]
+    assert sorted(papers.load([tmp_path / "out.csv"])["method"].unique()) == methods
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "abc", ""])
+def test_a_value_that_is_no_number_costs_its_run_alone(value, folders, monkeypatch, capsys):
+    with open(folders / "run0" / "metrics.csv", "a") as file:
+        file.write(f"90,eval/test_return,{value}\n")
+    run(collect, monkeypatch, folders, "--out", folders / "out.csv")
+    said = capsys.readouterr().err
+    assert f"skipped: {folders}/run0: " in said and said.endswith("1 of 3 skipped\n")
+    assert len(papers.load([folders / "out.csv"])) == 2 + 3
+
+
+def test_a_floor_that_is_no_method(folders, monkeypatch, capsys):
+    run(collect, monkeypatch, f"A={folders}/run0", "--out", folders / "a.csv")
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run(plot_curves, monkeypatch, folders / "a.csv", "--floor", "B", "--out", folders / "a.svg")
+    assert capsys.readouterr().err == "error: --floor B: no such method; there are A\n"
 
 
 def test_names_that_look_like_numbers_or_like_nothing(tmp_path, monkeypatch):

@@ -54,6 +54,15 @@ def test_it_repeats_the_runs_last_evaluation(folder, monkeypatch, capsys):
     assert not (folder / "__pycache__").exists()
 
 
+def test_a_second_evaluation_is_added_to_the_first(folder, monkeypatch):
+    run(evaluate, monkeypatch, folder, "--eval-episodes", 1)
+    first = rows_of(folder / "evaluation.csv")
+    run(evaluate, monkeypatch, folder, "--eval-episodes", 1, "--eval-seed", 7)
+    both = rows_of(folder / "evaluation.csv")
+    assert both[: len(first)] == first and len(both) == len(first) + 4
+    assert [row["eval_seed"] for row in both[-5:]] == ["42", "7", "7", "7", "7"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ppo_netrand", "drq_sam_reset", "sac_sam_reset", "drqv2_pieg"])
 def test_it_repeats_the_last_evaluation_of_every_script(name, tmp_path, monkeypatch):

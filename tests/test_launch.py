@@ -141,22 +141,32 @@ def of_command(command):
 def test_each_line_of_a_list_is_a_command(path, scale, monkeypatch):
     """Its flags are the script's, in their range, and no two lines write into folders of one name."""
     monkeypatch.chdir(ROOT)
-    ablations, parsed, names = benchmark("ablations"), {}, []
+    ablations, parsed, names, needed = benchmark("ablations"), {}, [], set()
     for run in launch.runs_of(launch.Args(lists=(str(path),), scale=scale)):
+        needed |= {match.groups() for match in map(launch.NAMED.search, run.command) if match and match[1]}
+        if not run.trains:
+            assert Path(run.command[0]).is_file()
+            continue
         script, ablation, suite, flags = of_command(run.command)
         if ablation:
             ablations.find(script, ablation)
+        if ablation == "frozen":  # a flag of the ablation's own
+            del flags[flags.index("--encoder") : flags.index("--encoder") + 2]
         env_id = flags.pop(flags.index("--env-id") + 1) if not suite else "the suite's"
         flags = [flag for flag in flags if flag != "--env-id"]
         if (key := (script.__name__, *flags)) not in parsed:
             parsed[key] = tyro.cli(script.Args, args=flags)
         args = parsed[key]
+        if suite:
+            env_id = benchmark(Path(run.command[0]).stem).TASKS[0]
         names.append((run.command[0] if suite else "", env_id, args.exp_name))
         if not suite:
             not_here = {"overlay_dir": "textures", "eval_modes": ()}  # data of other people
             changes = {name: value for name, value in not_here.items() if name in vars(args)}
             script.check(dataclasses.replace(args, env_id=env_id, **changes))
     assert len(set(names)) == len(names)
+    made = {(name, launch.common.plain(task)) for _, task, name in names}
+    assert {(name, launch.common.plain(task)) for name, task in needed} <= made
 
 
 def test_every_script_has_a_list():
@@ -310,11 +320,12 @@ def test_a_temporary_folder_where_no_program_runs_is_one_line(tmp_path, capsys, 
     ("text", "flags", "error"),
     [
         (None, [], "list.sh: no such list"),
-        ("python fake.py; false", [], "list.sh: exit code 1"),
+        ("python fake.py; false", [], "list.sh: bash ended with exit code 1"),
         ("python fake.py $missing", [], "missing: unbound variable"),
         ("for", [], "syntax error"),
         ("echo python fake.py", [], "list.sh: calls no python, so there is nothing to run"),
         ("python", [], "no script '' here"),
+        ("python -u fake.py", [], "python -u: write `python SCRIPT` without options of Python's own"),
         ("python algos/nothing.py", [], "no script 'algos/nothing.py' here"),
         ("python fake.py", ["--only", "bigfish"], "--only bigfish: no command of "),
         ("python fake.py", ["--scale", "smoke"], "--scale smoke: how to make fake.py short is not known, only drq"),
@@ -382,6 +393,89 @@ def test_a_run_is_known_however_its_flags_are_spelled(flags, tmp_path, monkeypat
         (run,) = launch.runs_of(launch.Args(lists=("list.sh",)))
         assert run.folder() == tmp_path / "runs" / "one"
     assert launch.identity(["mdpo.py", "--exp-name", "a_b"]) != launch.identity(["mdpo.py", "--exp-name", "a-b"])
+
+
+# A program in a folder `analyses` takes finished runs. This one notes what it is given, and may fail.
+TAKES = """
+import sys
+from pathlib import Path
+
+with open(Path(__file__).parent.parent / "taken", "a") as file:
+    print(*sys.argv[1:], file=file)
+for word in sys.argv[1:]:
+    folder = word.partition("=")[2] or word
+    assert not word.endswith("x.csv") or Path(folder).parent.is_dir()
+sys.exit("--fail" in sys.argv and Path(__file__).parent.parent.joinpath("broken").exists())
+"""
+
+
+def test_a_line_waits_for_the_runs_that_it_names(fake, tmp_path):
+    """Of the same seed, whether they are made now or were before; what has ended well is not done again."""
+    path = fake("--env-id Ms_Pacman --exp-name a", "--env-id MsPacman --exp-name b --steps 40")
+    (tmp_path / "analyses").mkdir()
+    (tmp_path / "analyses" / "takes.py").write_text(TAKES)
+    (tmp_path / "broken").touch()
+    takes = f"python {tmp_path}/analyses/takes.py"
+    lines = [f"{takes} X=@a/mspacman @b/MsPacman @/x.csv", f"{takes} @a/MsPacman --fail"]
+    lines.append(f"python {tmp_path}/fake.py --env-id c --exp-name frozen --encoder @b/MsPacman")
+    text = path.read_text()
+    path.write_text("\n".join(lines) + "\n" + text)  # the order of a list does not matter
+    (tmp_path / "fake.py").write_text(FAKE.replace('"--runs-dir"', '"--encoder", "--runs-dir"'))
+    code, output = sweep(path, "--seeds", 2, "--workers", 2)
+    assert (
+        code == 1 and output.startswith("10 to run, 0 done") and "8/10 done, 0 under way, 0 waiting, 2 failed" in output
+    )
+    runs = {folder.name.rsplit("__", 1)[0]: folder for folder in folders(path)}
+    assert len(runs) == 6
+    taken = (tmp_path / "taken").read_text().splitlines()
+    for seed in "12":
+        a, b = runs[f"Ms_Pacman__a__{seed}"], runs[f"MsPacman__b__{seed}"]
+        assert f"X={a} {b} {tmp_path}/runs/analyses/{seed}/x.csv" in taken and f"{a} --fail" in taken
+        command = json.loads((runs[f"c__frozen__{seed}"] / "args.json").read_text())["command"]
+        assert command[command.index("--encoder") + 1] == str(b)
+    (tmp_path / "broken").unlink()
+    code, output = sweep(path, "--seeds", 2)
+    assert code == 0 and output.startswith("2 to run, 8 done") and "10/10 done" in output
+    assert len((tmp_path / "taken").read_text().splitlines()) == 4 + 2
+    code, output = sweep(path, "--seeds", 2)
+    assert code == 0 and output.startswith("0 to run, 10 done")
+
+
+def test_a_script_that_changed_since_its_run_is_said(fake, tmp_path):
+    """A finished run is not done again, but its numbers are of the text before."""
+    path = fake("--env-id a")
+    assert sweep(path)[0] == 0
+    (folder,) = folders(path)
+    shutil.copy(tmp_path / "fake.py", folder)
+    assert "warning" not in sweep(path)[1]
+    (tmp_path / "fake.py").write_text(FAKE + "# mended\n")
+    code, output = sweep(path)
+    assert code == 0 and "0 to run, 1 done" in output
+    assert f"warning: {tmp_path}/fake.py has changed since {folder.name}" in output
+
+
+def test_a_line_that_names_no_run_fails(fake, tmp_path):
+    """As where that one has failed. The others are made all the same."""
+    path = fake("--env-id a", "--env-id b --exp-name broken", "--env-id c --exp-name d --resume-from @broken/b")
+    path.write_text(path.read_text() + f"python {tmp_path}/fake.py --env-id e --exp-name @nobody/f\n")
+    code, output = sweep(path)
+    assert code == 1 and "1/4 done, 0 under way, 0 waiting, 3 failed" in output
+    assert "waits for a finished run: @broken/b" in output and "waits for a finished run: @nobody/f" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGKILL"])
+def test_a_sweep_of_dependent_lines_goes_on(fake, tmp_path, signal_name):
+    path = fake("--env-id a --exp-name a --steps 60", "--env-id b --exp-name b --steps 3 --encoder @a/a")
+    (tmp_path / "fake.py").write_text(FAKE.replace('"--runs-dir"', '"--encoder", "--runs-dir"'))
+    process = start(path)
+    wait_until(all_began(path, 1))
+    process.send_signal(getattr(signal, signal_name))
+    process.communicate(timeout=60)
+    assert len(folders(path)) == 1
+    code, output = sweep(path)
+    assert code == 0 and "2/2 done" in output
+    assert sorted(map(len, map(steps_in, folders(path)))) == [3, 60]
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "漢"])

@@ -328,6 +328,25 @@ def test_a_schedule_that_jumps_is_announced(name, settings, said, tmp_path, caps
             assert [float(text.split(",")[2]) for text in rates[3:5]] == pytest.approx([1e-3, 2e-3])
 
 
+def test_a_changed_network_is_said_in_a_line(one_of_each, tmp_path, capsys):
+    script, args = one_of_each, tiny_args(one_of_each.__name__, tmp_path, eval_every=0)
+    go(script, args)
+    folder, before = folder_in(tmp_path), state_of(folder_in(tmp_path))
+
+    class Wider(make_agent_of(script)):
+        def __init__(self, envs, args):
+            super().__init__(envs, args)
+            self.more = torch.nn.Linear(2, 2)
+
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match=r"^2$"):
+        longer = replace(args, resume=str(folder), total_timesteps=2 * args.total_timesteps)
+        script.train(longer, ScriptedEnvs, Wider)
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {folder} is not of this script as it is now") and error.count("\n") == 1
+    assert same(state_of(folder), before)
+
+
 def test_a_script_that_was_changed_is_not_bit_for_bit(one_of_each, tmp_path, monkeypatch, capsys):
     """The folder has the script that trained last, and a resume with another one says so."""
     script, args = one_of_each, tiny_args(one_of_each.__name__, tmp_path / "runs")

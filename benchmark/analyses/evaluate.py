@@ -6,7 +6,7 @@ and median.
     python benchmark/analyses/evaluate.py runs/<folder> --eval-modes video_easy video_hard    # drqv2_pieg.py
     python benchmark/analyses/evaluate.py runs/<folder> --mc-samples 20                       # ppo_netrand.py
 
-The table is printed first, and then written to evaluation.csv in the run's folder, with one row per
+The table is printed first, and then added to evaluation.csv in the run's folder, with one row per
 agent and split. What may be given are the script's own flags of an evaluation: --eval-*,
 --mc-samples, --dmcgb-dir, --cuda. Their defaults are the run's; that of --eval-episodes is as many
 as in its last evaluation.
@@ -67,7 +67,7 @@ def check(args):
 def evaluate_run(run):
     """Plays run.args.eval_episodes episodes per agent and split with the script's own `compare`.
 
-    Prints a row for each and writes them to evaluation.csv in the run's folder. -> list of dicts
+    Prints a row for each and adds them to evaluation.csv in the run's folder. -> list of dicts
     """
     agents = run.agents()
     script, rows, own = run.script, [], run.script.evaluate
@@ -76,8 +76,9 @@ def evaluate_run(run):
         returns = own(agent, args, make_envs, split, tick)
         row = {"step": run.state["step"], "agent": agents.index(agent) + 1, "split": split}
         row |= {"eval_seed": args.eval_seed, "episodes": len(returns)}
-        if "mc_samples" in vars(args):  # ppo_netrand.py: 0 is the clean policy
-            row["mc_samples"] = args.mc_samples
+        for name in ("mc_samples", "eval_epsilon", "eval_batch_norm"):  # of some scripts; mc_samples 0: clean policy
+            if name in vars(args):
+                row[name] = getattr(args, name)
         if "dmcgb_dir" in vars(args):  # how many clips of DMC-GB there are
             row["clips"] = len(list(Path(args.dmcgb_dir, split).glob("*.mp4")))
         rows.append(row | {"mean": returns.mean(), "std": returns.std(), "median": np.median(returns)})
@@ -92,8 +93,11 @@ def evaluate_run(run):
     if "eval_modes" in vars(run.args):
         print_papers(run, rows)
     path = run.folder / "evaluation.csv"
+    table = pd.DataFrame(rows)
     try:
-        pd.DataFrame(rows).to_csv(path, index=False, float_format="%.4g")
+        if path.exists():
+            table = pd.concat([pd.read_csv(path), table])
+        table.to_csv(path, index=False, float_format="%.4g")
         print(path)
     except OSError as error:
         print(f"{path}: {error.strerror}, so nothing was written")

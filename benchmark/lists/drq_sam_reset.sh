@@ -1,7 +1,6 @@
 # DrQ + SAM + Reset on Atari-100k (Lee et al. 2023): one line per row of a table or point of a figure, one run per game.
 #
 #     python benchmark/launch.py benchmark/lists/drq_sam_reset.sh --seeds 10 --runs-per-gpu 3    # skips finished runs
-#     bash benchmark/lists/drq_sam_reset.sh                              # one seed, one run after the other
 #
 # 100,000 steps per run. The paper had three runs at a time on a GPU, which took three hours.
 GAMES="alien amidar assault asterix bank_heist battle_zone boxing breakout chopper_command crazy_climber demon_attack
@@ -9,12 +8,14 @@ GAMES="alien amidar assault asterix bank_heist battle_zone boxing breakout chopp
     seaquest up_n_down"
 BASE="--no-sam --reset-every 0"
 
-# Table 1, DrQ. L2's row is the best of three weights.
+# Table 1, DrQ. L2's row is the best of three weights. The curvature at the end is Table 1's too.
 for game in $GAMES; do
     python algos/drq_sam_reset.py --env-id $game --exp-name drq_base $BASE
     python algos/drq_sam_reset.py --env-id $game --exp-name drq_sam --reset-every 0
     python algos/drq_sam_reset.py --env-id $game --exp-name drq_reset --no-sam
     python algos/drq_sam_reset.py --env-id $game --exp-name drq_sam_reset
+    python benchmark/analyses/sharpness.py DrQ=@drq_base/$game SAM=@drq_sam/$game Reset=@drq_reset/$game \
+        both=@drq_sam_reset/$game --out @/sharpness_$game.csv
     for baseline in l2_1e-3 l2_1e-4 l2_1e-5 layer_norm crelu; do
         python benchmark/suites/ablations.py drq_sam_reset $baseline --env-id $game --exp-name drq_$baseline $BASE
     done

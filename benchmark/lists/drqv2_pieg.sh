@@ -1,7 +1,6 @@
 # PIE-G on DMC-GB (Yuan et al. 2022): one line per row of a table or point of a figure, one run per task.
 #
 #     python benchmark/launch.py benchmark/lists/drqv2_pieg.sh --seeds 5    # the paper does not say how many
-#     bash benchmark/lists/drqv2_pieg.sh                                    # one seed, one run after the other
 #
 # 1M frames per task. Needs a network (the ImageNet weights), `make dmcgb`, torchvision's small Places365 in
 # data/places365, and a GPU. DrawerWorld needs `make drawerworld`. The authors' code has no other values than these.
@@ -24,15 +23,23 @@ for task in walker-walk cheetah-run walker-stand; do
     done
 done
 
-# Figure 4b: batch normalisation that keeps the pretrained statistics. The one that adapts is Table 1's.
+# Figure 4b: batch normalisation that keeps the pretrained statistics. The one that adapts is Table 1's; it is also
+# evaluated with the statistics of training.
 for task in $TASKS; do
     python algos/drqv2_pieg.py --env-id $task --exp-name fixed --batch-norm fixed $SEEN
+    python benchmark/analyses/evaluate.py @pieg/$task --eval-batch-norm running
 done
 
-# Figure 4a: deformed shapes, whose factors are ours. Table 2: DrawerWorld. The programs' `test` then plays the runs on
-# all variants.
+# The text's measure of features of one state under two backgrounds.
+python benchmark/analyses/feature_maps.py PIE-G=@pieg/walker-walk SVEA=@svea/walker-walk --out @/.
+
+# Figure 4a: deformed shapes, whose factors are ours. Table 2: DrawerWorld. `test` plays the runs on all variants.
 for suite in manipulation drawerworld; do
     python benchmark/suites/$suite.py drqv2_pieg --exp-name pieg --overlay-dir $PLACES
     python benchmark/suites/$suite.py drqv2_pieg --exp-name drqv2 --encoder drqv2 --strong-augmentation none
     python benchmark/suites/$suite.py drqv2_pieg --exp-name svea --encoder drqv2 --overlay-dir $PLACES
+done
+for name in pieg drqv2 svea; do
+    python benchmark/suites/manipulation.py test @$name/reach-duplo
+    python benchmark/suites/drawerworld.py test @$name/drawer-close
 done

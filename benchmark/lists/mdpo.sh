@@ -1,16 +1,22 @@
 # MDPO on Procgen (Xie et al. 2025): one line per curve of a figure, one run per game.
 #
 #     python benchmark/launch.py benchmark/lists/mdpo.sh --seeds 3    # the authors' seeds; skips finished runs
-#     bash benchmark/lists/mdpo.sh                                    # one seed, one run after the other
 #
 # Hard mode, 500 levels, 50M steps per agent; meant for a GPU. All returns of the paper are in figures.
 GAMES="bigfish bossfight caveflyer chaser climber coinrun dodgeball fruitbot heist jumper leaper maze miner ninja
     plunder starpilot"
 
-# Figure 3 and appendix E.1: returns on unseen and on training levels. Table 1 and figures 4 and 13 use these runs.
+# Figure 3 and appendix E.1: returns on unseen and on training levels. Table 1 and figures 4 and 13 use these runs:
+# how far policies and encodings move under other colours. Figure 5: PPO with new heads on a frozen encoder of theirs.
 for game in $GAMES; do
     python algos/mdpo.py --env-id $game --exp-name mdpo
     python algos/mdpo.py --env-id $game --exp-name ppo --num-agents 1
+    python benchmark/analyses/robustness.py PPO=@ppo/$game MDPO=@mdpo/$game --out @/robustness_$game.csv
+    python benchmark/analyses/tsne.py PPO=@ppo/$game MDPO=@mdpo/$game --out @/tsne_$game.png
+    for encoder in mdpo ppo; do
+        python benchmark/suites/ablations.py mdpo frozen --env-id $game --exp-name frozen_$encoder \
+            --encoder @$encoder/$game
+    done
 done
 
 # Figures 10 and 11: Simple Policy Optimization in place of PPO.
@@ -27,9 +33,6 @@ for game in $GAMES; do
         python benchmark/suites/ablations.py mdpo $network --env-id $game --exp-name ppo_$network $DOUBLED
     done
 done
-
-# Figure 5: PPO on a frozen encoder. It needs a finished run of the first group, whose folder only you know:
-#     python benchmark/suites/ablations.py mdpo frozen --encoder runs/<folder of mdpo or ppo> --seed 1
 
 # Not in the paper: two agents that never learn from each other, so that all that MDPO adds is gone.
 for game in $GAMES; do

@@ -1,15 +1,16 @@
 # Network randomization on Procgen (Lee et al. 2020): one line per method, one run per game.
 #
 #     python benchmark/launch.py benchmark/lists/ppo_netrand.sh --seeds 3    # skips finished runs
-#     bash benchmark/lists/ppo_netrand.sh                                    # one seed, one run after the other
 #
 # Hard mode, 500 levels, 25M steps; meant for a GPU. --plain-look trains on one look and evaluates on the full one
 # too, in place of the paper's split of old CoinRun's themes, whose results are drawn and not printed.
 
-# CoinRun across looks: the method, PPO, and PPO with other regularisers. Figure 3 uses the first two. Figure 3d,
-# several random kernels at once: python benchmark/analyses/evaluate.py runs/<folder> --mc-samples 20
+# CoinRun across looks: the method, PPO, and PPO with other regularisers. Figure 3 uses the first two: what they make of
+# a look that they never saw, and (3d) the policy that averages over 20 random kernels.
 python algos/ppo_netrand.py --env-id coinrun --exp-name netrand --plain-look
 python algos/ppo_netrand.py --env-id coinrun --exp-name ppo --no-netrand --plain-look
+python benchmark/analyses/looks.py PPO=@ppo/coinrun netrand=@netrand/coinrun --out @/.
+python benchmark/analyses/evaluate.py @netrand/coinrun --mc-samples 20
 for name in gray cutout inversion jitter dropout batch_norm l2; do
     python benchmark/suites/ablations.py ppo_netrand $name --env-id coinrun --exp-name ppo_$name \
         --no-netrand --plain-look

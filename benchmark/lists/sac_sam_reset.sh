@@ -1,7 +1,6 @@
 # SAC + SAM + Reset on DeepMind Control from pixels (Lee et al. 2023): one line per row of a table, one run per task.
 #
 #     python benchmark/launch.py benchmark/lists/sac_sam_reset.sh --seeds 10    # skips finished runs
-#     bash benchmark/lists/sac_sam_reset.sh                                     # one seed, one run after the other
 #
 # DMC-M's eleven tasks, 2M frames per run: 8 to 15 hours of a GPU in the paper.
 TASKS="acrobot-swingup cartpole-swingup_sparse cheetah-run finger-turn_easy finger-turn_hard hopper-hop quadruped-run

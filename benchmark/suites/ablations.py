@@ -165,6 +165,8 @@ def read_encoder(own):
     if not own.encoder:
         common.fail("frozen: needs --encoder, the folder of a run of mdpo.py")
     run = common.load_run(own.encoder)
+    if "distill_coef" not in vars(run.args):
+        common.fail(f"--encoder {own.encoder}: a run of mdpo.py or of a copy of it is needed")
     agents = run.agents()
     if not 1 <= own.encoder_agent <= len(agents):
         common.fail(f"--encoder-agent {own.encoder_agent}: there is no such agent in {own.encoder}")

@@ -7,6 +7,7 @@ A method without a name is called by its run's --exp-name. A folder that is no w
 """
 
 import csv
+import math
 import shlex
 import sys
 from dataclasses import dataclass
@@ -37,10 +38,13 @@ class Args:
 def main():
     args = tyro.cli(Args)
     common.check_out(args.out, ".csv")
-    runs, skipped = [], 0
+    runs, skipped, known = [], 0, set()
     for text in args.runs:
         method, folder = common.split_name(text)
         for one in folders_in(folder):
+            if (method, one.resolve()) in known:
+                continue
+            known.add((method, one.resolve()))
             try:
                 runs.append(rows_of(method, one, args))
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -48,6 +52,8 @@ def main():
                 skipped += 1
     if skipped:
         print(f"{skipped} of {skipped + len(runs)} skipped", file=sys.stderr)
+    if not args.runs:
+        common.fail("which runs? Their folders, or a folder that holds some")
     if not runs:
         sys.exit(f"error: no run in {' '.join(args.runs)}, so {args.out} was not written")
     with open(args.out, "w", newline="", encoding="utf-8") as file:
@@ -95,6 +101,8 @@ def rows_of(method, folder, args):
     rows = []
     for row in metrics:
         if row["key"] in args.keys:
+            if not math.isfinite(float(row["value"])):
+                raise ValueError(f"metrics.csv: {row['key']} is {row['value']} at step {row['step']}")
             count = episodes.get(row["step"], "") if row["key"].startswith("eval/") else ""
             rows.append(run | row | {"episodes": count} | source)
     if not rows:
@@ -130,8 +138,8 @@ def settings_of(folder, about):
     """What papers.py knows a run by.
 
     script: its stem, with the ablation or the suite's program behind it. changed: the arguments that decide what is
-    learned, as JSON; of a script of ours, those that differ from its defaults. default_steps: steps of a whole run,
-    empty for other scripts than ours.
+    learned, as JSON; of a script of ours as it was committed, those that differ from its defaults. default_steps: steps
+    of a whole run, empty for other scripts than ours.
     """
     program, *words = about["command"]
     stem = Path(program).stem
@@ -144,8 +152,13 @@ def settings_of(folder, about):
     elif stem != script:
         name = f"{script} {stem}"
     settings = common.settings_of(about["args"])
+    settings["version"] = about.get("script", "")[:8]  # two texts of one name are two methods
     unknown = {"script": name, "changed": papers.as_text(settings), "default_steps": ""}
-    if script not in papers.SCRIPTS or stem not in (script, "ablations"):
+    place = Path(words[0] if stem == "ablations" else program)
+    elsewhere = place.suffix == ".py" and place.parent.name != "algos"
+    if script not in papers.SCRIPTS or stem not in (script, "ablations") or elsewhere:
+        return unknown
+    if about["commit"].endswith("-dirty") or not about["commit"]:  # perhaps changed
         return unknown
     try:
         args = papers.module(script).Args(**about["args"])

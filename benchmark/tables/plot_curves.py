@@ -72,6 +72,8 @@ def published(files=()):
 def draw_all(data, floor=None, printed=None):
     """The figure of papers.load's rows, with level lines of papers.per_task's."""
     methods = [method for method in data["method"].unique() if method != floor]
+    if floor and floor not in set(data["method"]):
+        raise ValueError(f"--floor {floor}: no such method; there are {', '.join(methods)}")
     tasks = sorted(data["task"].unique())
     panels = [title for title, lines in PANELS.items() if data["key"].isin(lines).any()]
     if not panels:
