@@ -758,7 +758,7 @@ def evaluations(folder):
 
 
 # What goes without captured calls, what is asked for besides, and what resumes as another one of the list does.
-BRANCHING = {("ppo_netrand", "dropout"), ("ppo_netrand", "l2"), ("drq_sam_reset", "swa")}
+BRANCHING = {("ppo_netrand", "dropout"), ("ppo_netrand", "l2"), ("drq_sam_reset", "swa"), ("drq_sam_reset", "der")}
 MORE = {
     ("ppo_netrand", "dropout"): ["--netrand"],
     ("drq_sam_reset", "swa"): ["--sam"],

@@ -347,7 +347,7 @@ def test_the_table_has_the_best_method_first(tmp_path, monkeypatch, capsys):
         ("--out @/nowhere/out.csv", "out.csv: not a .csv file in a folder that exists"),
         ("--plot @/plot.csv", "plot.csv: not a .png or .svg file in a folder that exists"),
         ("--out @/other.csv", "other.csv: there already, and not a CSV of this program"),
-        ("--out @/folder.csv", "folder.csv: [Errno 21] Is a directory"),
+        ("--out @/folder.csv", "folder.csv cannot be written: Is a directory"),
     ],
 )
 def test_wrong_input_says_so_in_one_line(tmp_path, monkeypatch, capsys, flags, says):

@@ -62,7 +62,7 @@ def test_runs_become_a_picture_and_a_table(tmp_path, monkeypatch):
     run(feature_maps, monkeypatch, *folders, *flags)
     rows = list(csv.DictReader((tmp_path / "feature_maps.csv").open()))
     assert [row["checkpoint"] for row in rows] == [folder.name for folder in folders]
-    assert [row["encoder"] for row in rows] == ["drqv2_pieg, resnet18", "drqv2_pieg, drqv2"]
+    assert [row["method"] for row in rows] == ["drqv2_pieg, encoder resnet18", "drqv2_pieg, encoder drqv2"]
     assert all(row["states"] == "3" and 0 < float(row["difference"]) < 1 for row in rows)
     assert (tmp_path / "feature_maps.png").stat().st_size > 1000
 

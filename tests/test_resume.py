@@ -713,3 +713,25 @@ def test_resume_takes_its_arguments_from_the_run(name, tmp_path, monkeypatch, ca
             script.main(["--resume", str(folder), flag, value, "--total-timesteps", "64"], ScriptedEnvs)
         assert end.value.code == 2 and f"{flag} is" in capsys.readouterr().err
     assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "spelled", "known"),
+    [
+        ("mdpo", "BigfishHard-v0", "bigfish"),
+        ("ppo_netrand", "Bigfish", "bigfish"),
+        ("drq_sam_reset", "ms_pacman", "MsPacman"),
+        ("sac_sam_reset", "cartpole_swingup", "cartpole-swingup"),
+        ("drqv2_pieg", "cartpole_swingup", "cartpole-swingup"),
+    ],
+)
+def test_a_task_has_one_spelling_and_a_run_goes_on_by_its_own_words(name, spelled, known, tmp_path):
+    script = load(name)
+    args = tiny_args(name, tmp_path, eval_every=0, env_id=spelled)
+    go(script, args)
+    folder = folder_in(tmp_path)
+    assert folder.name.startswith(f"{known}__")
+    assert json.loads((folder / "args.json").read_text())["args"]["env_id"] == known
+    flags = ["--resume", str(folder), "--env-id", spelled, "--total-timesteps", str(2 * args.total_timesteps)]
+    script.main(flags, ScriptedEnvs, make_agent_of(script))
+    assert state_of(folder)["step"] == 2 * args.total_timesteps

@@ -66,12 +66,12 @@ def main():
         seen = [frames_of(look) for look in episodes]  # uint8 [S, 9, 84, 84] each
         maps = [feature_maps(agent.encoder, obs, run.args.encoder) for obs in seen]
         both = normalised(torch.stack(maps))  # [2, S, C, h, w]
-        rows.append((f"{run.method}, {run.args.encoder}", seen, both))
+        rows.append((run.method, seen, both))
         print(f"{run.folder}: {difference(both):.4f} between maps of 0 to 1")
     draw(rows).savefig(out / "feature_maps.png", dpi=130)
     with open(out / "feature_maps.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("checkpoint", "encoder", "mode", "states", "difference"))
+        writer.writerow(("checkpoint", "method", "mode", "states", "difference"))
         for run, (label, seen, both) in zip(runs, rows, strict=True):
             found = f"{difference(both):.5f}"
             writer.writerow((run.folder.name, label, args.mode, len(seen[0]), found))
