@@ -586,13 +586,15 @@ def sweep(runs, backend):
         whole = [folder for folder in folders if finished(folder)]
         if whole:
             done[command] = max(whole, key=saved_at)
-    waiting = []
+    waiting, changed = [], []
     for run in runs:
         command = run.resolved() if run.trains else None
         if not (run.finished() if command is None else identity(command) in done):
             waiting.append(run)
         elif command is not None and not same_script(run, done[identity(command)]):
-            print(f"warning: {run.command[0]} has changed since {done[identity(command)].name}", file=sys.stderr)
+            changed.append(run.command[0])
+    for script in sorted(set(changed)):
+        print(f"warning: {script} has changed since {changed.count(script)} of its finished runs", file=sys.stderr)
     live, failed, signals, told, ready = [], [], [], False, None
     print(f"{len(waiting)} to run, {len(runs) - len(waiting)} done", flush=True)
 

@@ -451,7 +451,7 @@ def test_a_script_that_changed_since_its_run_is_said(fake, tmp_path):
     (tmp_path / "fake.py").write_text(FAKE + "# mended\n")
     code, output = sweep(path)
     assert code == 0 and "0 to run, 1 done" in output
-    assert f"warning: {tmp_path}/fake.py has changed since {folder.name}" in output
+    assert f"warning: {tmp_path}/fake.py has changed since 1 of its finished runs" in output
 
 
 def test_a_line_that_names_no_run_fails(fake, tmp_path):
