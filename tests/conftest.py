@@ -12,6 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # threads that wait for each other crawl wh
 import gymnasium as gym
 import numpy as np
 import pytest
+import submitit  # noqa: F401  It closes the handlers of loggers that are there, and what pytest captures with absl's.
 import torch
 import torch.nn as nn
 
