@@ -10,7 +10,7 @@ evaluation are done. Ctrl-C, `kill` and `kill -9` lose nothing: start the same c
 A command may name the run of another line: @NAME/TASK is the folder of the finished run with that --exp-name and
 --env-id and the same seed, and @/FILE is FILE in analyses/<seed> of --runs-dir. It waits until those runs are finished.
 
-    python benchmark/launch.py benchmark/lists/mdpo.sh --only bigfish --seeds 3                 # this machine
+    python benchmark/launch.py benchmark/lists/mdpo.sh --core --only bigfish                    # this machine
     python benchmark/launch.py benchmark/lists/*.sh --scale smoke --dry-run                     # what would be run
     python benchmark/launch.py benchmark/lists/mdpo.sh --backend slurm --partition gpu --time-minutes 1440
 """
@@ -46,7 +46,8 @@ from tqdm import tqdm
 class Args:
     lists: tyro.conf.Positional[tuple[str, ...]]  # bash files of commands, like benchmark/lists/mdpo.sh
     only: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # text that a command must contain; several: all of them
-    seeds: int | None = None  # each command is run with --seed 1 to this (None: 1, or the --seed that the list gives)
+    core: bool = False  # only the commands that end in the comment `# core`: a paper's main question, and no more
+    seeds: int | None = None  # each command is run with --seed 1 to this (None: the list's line `# seeds: 3`, or 1)
     scale: Literal["paper", "smoke"] = "paper"  # smoke: so short that a run ends in seconds, to see that it does
     backend: Literal["local", "slurm"] = "local"  # this machine, or one job per run
     runs_dir: str = "runs"  # where run folders are made; logs are in .launch there
@@ -82,6 +83,7 @@ SMOKE |= {  # of programs that take finished runs
     "looks": "--episodes 1 --steps 4 --moments 2",
     "feature_maps": "--steps 2",
     "sharpness": "--batch-size 4 --active-size 8 --iterations 2",
+    "adaptation": "--scale short --data synthetic --changes 1 --updates 2 --final-updates 0 --seeds 1",
 }
 # Of suites outside the script, whose episodes are shorter and whose resets take seconds.
 SMOKE_SUITE = " --action-repeat 10 --eval-every 0"
@@ -96,6 +98,9 @@ SHIM = r"""#!/bin/sh
 """
 PYTHONS = ("python", "python3", "python3.11", "python3.12")
 REFUSED = ("uv", "srun", "sbatch", "ssh", "sudo")  # start a Python that is none of these
+# The comment behind a command. Bash drops comments, so with --core bash reads it as a word.
+CORE = "# core"
+CORE_COMMENT = re.compile(rb"(?<=\S)[ \t]+#[ \t]*core\b.*")
 # The variables before the list come first. What the list itself prints goes to stderr.
 EXPAND = r"""
 set -euo pipefail
@@ -245,13 +250,15 @@ def runs_of(args):
     runs = {}
     for path in args.lists:
         commands = []
-        for command in commands_of(path):
+        known = commands_of(path, args.core)
+        seeds = args.seeds or seeds_in(path)
+        for command in known:
             text = shlex.join(command) + " "
             if all(part in text for part in args.only):
                 commands.append(command)
-                if args.seeds and "--seed" in spelled(command):
-                    fail(f"--seeds {args.seeds}: {path} has a --seed of its own in {text.strip()}")
-        for seed in range(1, (args.seeds or 1) + 1):
+                if seeds and "--seed" in spelled(command):
+                    fail(f"--seeds {seeds}: {path} has a --seed of its own in {text.strip()}")
+        for seed in range(1, (seeds or 1) + 1):
             for command in commands:
                 words, flags = list(command), spelled(command)
                 if args.scale == "smoke":
@@ -260,20 +267,43 @@ def runs_of(args):
                     run = Run(tuple(words), args.runs_dir, flags[flags.index("--seed") + 1])
                 elif Run(command, args.runs_dir).trains:
                     run = Run((*words, "--seed", str(seed)), args.runs_dir, str(seed))
-                else:
+                elif names_a_run(command):
                     run = Run(tuple(words), args.runs_dir, str(seed))
+                else:  # the same whatever the seed, so it is run once
+                    run = Run(tuple(words), args.runs_dir)
                 runs.setdefault((identity(run.command), run.seed), run)
     if not runs:
-        fail(f"--only {shlex.join(args.only)}: no command of {' '.join(args.lists)} contains all of it")
+        which = "core command" if args.core else "command"
+        fail(f"--only {shlex.join(args.only)}: no {which} of {' '.join(args.lists)} contains all of it")
     return list(runs.values())
 
 
-def commands_of(path):
-    """The commands of a list, each a tuple of words: script, flags."""
+def seeds_in(path):
+    """The number in a list's line `# seeds: 3`, or None."""
+    line = re.search(r"^[ \t]*# seeds:(.*)", Path(path).read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    if line is None:
+        return None
+    number = re.match(r" *([1-9]\d*)\b", line[1])
+    if number is None:
+        fail(f"{path}: {line[0].strip()}: write a number, at least 1")
+    return int(number[1])
+
+
+def names_a_run(command):
+    """Whether a word is @NAME/TASK."""
+    return any(named and named[1] for named in map(NAMED.search, command))
+
+
+def commands_of(path, core=False):
+    """The commands of a list, or those marked as core, each a tuple of words: script, flags."""
     check_text(path)
-    calls = calls_of(path)
+    calls = calls_of(path, core)
     if not calls:
         fail(f"{path}: calls no python, so there is nothing to run")
+    if core:
+        calls = [(without_mark(command), changed) for command, changed in calls if CORE in command]
+        if not calls:
+            fail(f"{path}: no command ends in `{CORE}`, so --core has nothing to run")
     for command, changed in calls:
         script = command[0] if command else ""
         if script.startswith("-"):
@@ -288,6 +318,10 @@ def commands_of(path):
             if flag in spelled(command):
                 fail(f"{path}: {flag} in {shlex.join(command)}; it belongs to launch.py, take it out of the list")
     return [command for command, _ in calls]
+
+
+def without_mark(command):
+    return tuple(word for word in command if word != CORE)
 
 
 def check_text(path):
@@ -305,8 +339,11 @@ def check_text(path):
         fail(f"{path}: calls {found[0]}, which launch.py cannot replace; write `python`")
 
 
-def calls_of(path):
-    """The calls of python in a list, each as its words and the names of the variables that the list changes for it."""
+def calls_of(path, core=False):
+    """The calls of python in a list, each as its words and the names of the variables that the list changes for it.
+
+    core: a call that is marked as core has the mark among its words.
+    """
     with tempfile.TemporaryDirectory() as folder:
         for name in PYTHONS + REFUSED:
             shim = Path(folder, name)
@@ -315,7 +352,12 @@ def calls_of(path):
         if not os.access(shim, os.X_OK):  # mounted so that no program runs there
             fail(f"{tempfile.gettempdir()} lets no program run, so no list can be read; set TMPDIR to another folder")
         environment = os.environ | {"PATH": f"{folder}:{os.environ.get('PATH', os.defpath)}"}
-        command = ["bash", "-c", EXPAND, path, os.path.abspath(path)]
+        source = Path(path).absolute()
+        if core:
+            text = CORE_COMMENT.sub(f" '{CORE}'".encode(), source.read_bytes())
+            source = Path(folder, source.name)
+            source.write_bytes(text)
+        command = ["bash", "-c", EXPAND, path, str(source)]
         done = subprocess.run(command, capture_output=True, env=environment)
     if done.returncode:
         *_, said = ["", *done.stderr.decode(errors="replace").strip().splitlines()]

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import socket
@@ -142,7 +143,7 @@ def test_each_line_of_a_list_is_a_command(path, scale, monkeypatch):
     """Its flags are the script's, in their range, and no two lines write into folders of one name."""
     monkeypatch.chdir(ROOT)
     ablations, parsed, names, needed = benchmark("ablations"), {}, [], set()
-    for run in launch.runs_of(launch.Args(lists=(str(path),), scale=scale)):
+    for run in launch.runs_of(launch.Args(lists=(str(path),), seeds=1, scale=scale)):
         needed |= {match.groups() for match in map(launch.NAMED.search, run.command) if match and match[1]}
         if not run.trains:
             assert Path(run.command[0]).is_file()
@@ -152,13 +153,13 @@ def test_each_line_of_a_list_is_a_command(path, scale, monkeypatch):
             ablations.find(script, ablation)
         if ablation == "frozen":  # a flag of the ablation's own
             del flags[flags.index("--encoder") : flags.index("--encoder") + 2]
-        env_id = flags.pop(flags.index("--env-id") + 1) if not suite else "the suite's"
+        env_id = flags.pop(flags.index("--env-id") + 1)
         flags = [flag for flag in flags if flag != "--env-id"]
         if (key := (script.__name__, *flags)) not in parsed:
             parsed[key] = tyro.cli(script.Args, args=flags)
         args = parsed[key]
         if suite:
-            env_id = benchmark(Path(run.command[0]).stem).TASKS[0]
+            assert env_id in benchmark(Path(run.command[0]).stem).TASKS
         names.append((run.command[0] if suite else "", env_id, args.exp_name))
         if not suite:
             not_here = {"overlay_dir": "textures", "eval_modes": ()}  # data of other people
@@ -174,6 +175,21 @@ def test_every_script_has_a_list():
     assert len(LISTS) == 5
 
 
+@pytest.mark.parametrize("path", LISTS, ids=lambda path: path.stem)
+def test_the_core_of_a_list_needs_nothing_else(path, monkeypatch):
+    """Its lines name runs of its own alone. It has the seeds of the list's head."""
+    monkeypatch.chdir(ROOT)
+    core = launch.runs_of(launch.Args(lists=(str(path),), core=True))
+    said = re.search(r"^# seeds: (\d+)", path.read_text(), re.M)[1]
+    assert {run.seed for run in core} == {str(seed) for seed in range(1, int(said) + 1)}
+    made, needed = set(), set()
+    for run in core:
+        flags = run.command
+        made.add((flags[flags.index("--exp-name") + 1], flags[flags.index("--env-id") + 1]))
+        needed |= {named.groups() for named in map(launch.NAMED.search, flags) if named}
+    assert needed <= made
+
+
 def test_only_seeds_and_dry_run(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
 
@@ -182,10 +198,12 @@ def test_only_seeds_and_dry_run(tmp_path, capsys, monkeypatch):
         main(launch, monkeypatch, *chosen, *flags)
         return capsys.readouterr().out.splitlines()
 
+    assert len(printed()) == 3  # as its head says
     expected = [f"python algos/mdpo.py --env-id bigfish --exp-name mdpo --seed {seed}" for seed in (1, 2)]
     assert printed("--seeds", 2) == expected
-    assert printed("--runs-dir", tmp_path) == [f"{expected[0]} --runs-dir {tmp_path}"]
-    assert printed("--scale", "smoke") == [expected[0].replace("--seed", launch.SMOKE["mdpo"] + " --seed")]
+    assert printed("--seeds", 1, "--runs-dir", tmp_path) == [f"{expected[0]} --runs-dir {tmp_path}"]
+    smoke = expected[0].replace("--seed", launch.SMOKE["mdpo"] + " --seed")
+    assert printed("--seeds", 1, "--scale", "smoke") == [smoke]
     assert not list(tmp_path.iterdir())
 
 
@@ -205,6 +223,44 @@ def test_bash_reads_a_list(tmp_path, monkeypatch):
     ns = [("a.py", "--n", "1"), ("a.py", "--n", "2")]
     words = ("a.py", "two words", "", "a\n        line")
     assert launch.commands_of("list.sh") == [*ns, words, ("a.py", "in", "a", "subshell"), ("a.py", "in", "another")]
+
+
+def test_core_is_the_comment_behind_a_command(tmp_path, capsys, monkeypatch):
+    """Wherever bash allows one. Without --core it is a comment like any other."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.py").touch()
+    text = """
+        # core
+        # seeds: 2, and a word on them
+        f() { python a.py "$@"; }
+        for i in 1 2; do
+            python a.py --n $i  # core
+            python a.py --no $i  # correct
+        done
+        # f --no comment # core
+        f --long \\
+            --line\t#core, and a word on it
+        python a.py --no; echo a.py --xargs | xargs python # core
+    """
+    Path("list.sh").write_text(text)
+    main(launch, monkeypatch, "list.sh", "--dry-run", "--core")
+    lines = []
+    for seed in (1, 2):
+        for flags in ("--n 1", "--n 2", "--long --line", "--xargs"):
+            lines.append(f"python a.py {flags} --seed {seed}")
+    assert capsys.readouterr().out.splitlines() == lines
+    main(launch, monkeypatch, "list.sh", "--dry-run", "--seeds", 1)
+    assert len(capsys.readouterr().out.splitlines()) == 4 + 3
+
+
+def test_a_line_that_names_no_run_and_does_not_train_is_run_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("analyses").mkdir()
+    Path("analyses", "a.py").touch()
+    Path("list.sh").write_text("python analyses/a.py --out @/b.csv; python analyses/a.py @c/d\n")
+    main(launch, monkeypatch, "list.sh", "--dry-run", "--seeds", 2)
+    one = f"python analyses/a.py --out {tmp_path}/runs/analyses/1/b.csv"
+    assert capsys.readouterr().out.splitlines() == [one, "python analyses/a.py @c/d", "python analyses/a.py @c/d"]
 
 
 def test_a_seed_in_a_list_is_kept(tmp_path, capsys, monkeypatch):
@@ -328,7 +384,13 @@ def test_a_temporary_folder_where_no_program_runs_is_one_line(tmp_path, capsys, 
         ("python -u fake.py", [], "python -u: write `python SCRIPT` without options of Python's own"),
         ("python algos/nothing.py", [], "no script 'algos/nothing.py' here"),
         ("python fake.py", ["--only", "bigfish"], "--only bigfish: no command of "),
-        ("python fake.py", ["--scale", "smoke"], "--scale smoke: how to make fake.py short is not known, only drq"),
+        ("python fake.py # core", ["--core", "--only", "bigfish"], "--only bigfish: no core command of "),
+        ("# core\npython fake.py", ["--core"], "list.sh: no command ends in `# core`, so --core has nothing to run"),
+        ("for i in 1; do # core\npython fake.py; done", ["--core"], "# core: command not found"),
+        ("# seeds: many\npython fake.py", [], "list.sh: # seeds: many: write a number, at least 1"),
+        ("# seeds: 0\npython fake.py", [], "list.sh: # seeds: 0: write a number, at least 1"),
+        ("# seeds: 2\npython fake.py --seed 1", [], "--seeds 2: list.sh has a --seed of its own in fake.py --seed 1"),
+        ("python fake.py", ["--scale", "smoke"], "--scale smoke: how to make fake.py short is not known, only ada"),
         ("python fake.py", ["--seeds", "0"], "--seeds 0: at least 1"),
         ("python fake.py", ["--workers", "-1"], "--workers -1: at least 0"),
         ("python fake.py", ["--runs-dir", "fake.py"], "--runs-dir fake.py cannot be written: Not a directory"),
@@ -461,6 +523,17 @@ def test_a_line_that_names_no_run_fails(fake, tmp_path):
     code, output = sweep(path)
     assert code == 1 and "1/4 done, 0 under way, 0 waiting, 3 failed" in output
     assert "waits for a finished run: @broken/b" in output and "waits for a finished run: @nobody/f" in output
+
+
+def test_a_core_line_may_take_a_run_that_is_not_core(fake, tmp_path):
+    """If that one is finished. It is not made for it."""
+    path = fake("--env-id a --exp-name a", "--env-id b --encoder @a/a  # core")
+    (tmp_path / "fake.py").write_text(FAKE.replace('"--runs-dir"', '"--encoder", "--runs-dir"'))
+    code, output = sweep(path, "--core")
+    assert code == 1 and output.startswith("1 to run") and "waits for a finished run: @a/a" in output
+    assert sweep(path, "--only", "exp-name a")[0] == 0
+    code, output = sweep(path, "--core")
+    assert code == 0 and "1/1 done" in output
 
 
 @pytest.mark.slow
@@ -614,7 +687,7 @@ def test_two_sweeps_share_their_runs(fake):
 @pytest.mark.slow
 def test_a_smoke_run_of_mdpo(tmp_path):
     shutil.copy(ROOT / "benchmark" / "lists" / "mdpo.sh", tmp_path)
-    flags = ["--only", "bigfish --exp-name ppo ", "--scale", "smoke"]
+    flags = ["--only", "bigfish --exp-name ppo ", "--seeds", "1", "--scale", "smoke"]
     assert sweep(tmp_path / "mdpo.sh", *flags)[0] == 0
     (folder,) = folders(tmp_path / "mdpo.sh")
     assert folder.name.startswith("bigfish__ppo__1__") and launch.finished(folder)

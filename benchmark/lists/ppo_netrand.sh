@@ -1,14 +1,21 @@
 # Network randomization on Procgen (Lee et al. 2020): one line per method, one run per game.
+# seeds: 3, as in mixreg's comparison
 #
-#     python benchmark/launch.py benchmark/lists/ppo_netrand.sh --seeds 3    # skips finished runs
+#     python benchmark/launch.py benchmark/lists/ppo_netrand.sh --core    # CoinRun, with and without the method
 #
 # Hard mode, 500 levels, 25M steps; meant for a GPU. --plain-look trains on one look and evaluates on the full one
-# too, in place of the paper's split of old CoinRun's themes, whose results are drawn and not printed.
+# too, in place of the paper's split of old CoinRun's themes.
+#
+# GPU-hours per seed, estimated: 7 for the core set, 580 for all. No source states the method's own. A run of PPO is
+# counted as 3 (Cobbe et al. 2020: 24 for 200M steps), one of the method as 4 (docs/speed.md: 1.36 times as long).
+#
+# No line: DeepMind Lab and Surreal robotics, environments that no script here has; appendix K's game, of which we found
+# no description; image classification, which has no agent.
 
 # CoinRun across looks: the method, PPO, and PPO with other regularisers. Figure 3 uses the first two: what they make of
 # a look that they never saw, and (3d) the policy that averages over 20 random kernels.
-python algos/ppo_netrand.py --env-id coinrun --exp-name netrand --plain-look
-python algos/ppo_netrand.py --env-id coinrun --exp-name ppo --no-netrand --plain-look
+python algos/ppo_netrand.py --env-id coinrun --exp-name netrand --plain-look  # core
+python algos/ppo_netrand.py --env-id coinrun --exp-name ppo --no-netrand --plain-look  # core
 python benchmark/analyses/looks.py PPO=@ppo/coinrun netrand=@netrand/coinrun --out @/.
 python benchmark/analyses/evaluate.py @netrand/coinrun --mc-samples 20
 for name in gray cutout inversion jitter dropout batch_norm l2; do
