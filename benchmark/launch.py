@@ -7,6 +7,8 @@ they stopped. A run is known by the command in its folder's args.json, and is fi
 evaluation are done. Ctrl-C, `kill` and `kill -9` lose nothing: start the same command again. Two sweeps on one
 --runs-dir share their runs.
 
+Two comments of a list count: `# core` behind a command, for --core, and a line `# seeds: 3`, which --seeds defaults to.
+
 A command may name the run of another line: @NAME/TASK is the folder of the finished run with that --exp-name and
 --env-id and the same seed, and @/FILE is FILE in analyses/<seed> of --runs-dir. It waits until those runs are finished.
 

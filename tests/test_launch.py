@@ -5,6 +5,7 @@ checkpoint per step, --resume, and signals after which it saves.
 """
 
 import dataclasses
+import fnmatch
 import json
 import os
 import pty
@@ -168,6 +169,47 @@ def test_each_line_of_a_list_is_a_command(path, scale, monkeypatch):
     assert len(set(names)) == len(names)
     made = {(name, launch.common.plain(task)) for _, task, name in names}
     assert {(name, launch.common.plain(task)) for name, task in needed} <= made
+
+
+def papers():
+    """A parameter for each table of docs/experiments.md's "Paper by paper": the paper's lists, the table's rows."""
+    text = (ROOT / "docs" / "experiments.md").read_text()
+    section = text.partition("\n## Paper by paper\n")[2].partition("\n## ")[0]
+    parameters = []
+    for part in section.split("\n### ")[1:]:
+        heading, *lines = part.splitlines()
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+        parameters.append(pytest.param(re.findall(r"benchmark/lists/\w+\.sh", heading), rows[2:], id=heading[:10]))
+    return parameters
+
+
+@pytest.mark.parametrize(("paths", "rows"), papers())
+def test_the_table_of_a_paper_names_its_lines(paths, rows, monkeypatch):
+    """By --exp-name or by program; * is any text. All that the lists have is named. A row without a line says why."""
+    monkeypatch.chdir(ROOT)
+    there, named = set(), set()
+    for path in paths:
+        for command in launch.commands_of(path):
+            program = Path(command[0])
+            if "--exp-name" in command:
+                there.add(command[command.index("--exp-name") + 1])
+            if program.parent.name != "algos" and program.name != "ablations.py":
+                there.add(program.name)
+    for _, _, lines, _ in rows:
+        if lines.startswith("no line: "):
+            continue
+        names = re.findall(r"`(.+?)`", lines)
+        assert names
+        for name in names:
+            found = fnmatch.filter(there, name)
+            assert found, name
+            named |= set(found)
+    assert named == there
+
+
+def test_the_papers_tables_are_of_all_lists():
+    paths = [path for parameter in papers() for path in parameter.values[0]]
+    assert sorted(paths) == [str(path.relative_to(ROOT)) for path in LISTS]
 
 
 def test_every_script_has_a_list():

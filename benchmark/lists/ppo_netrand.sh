@@ -10,7 +10,7 @@
 # counted as 3 (Cobbe et al. 2020: 24 for 200M steps), one of the method as 4 (docs/speed.md: 1.36 times as long).
 #
 # No line: DeepMind Lab and Surreal robotics, environments that no script here has; appendix K's game, of which we found
-# no description; image classification, which has no agent.
+# no description; image classification, which has no agent; cycle-consistency, in whose place looks.py has a distance.
 
 # CoinRun across looks: the method, PPO, and PPO with other regularisers. Figure 3 uses the first two: what they make of
 # a look that they never saw, and (3d) the policy that averages over 20 random kernels.
