@@ -7,7 +7,7 @@
 #
 # GPU-hours per seed, estimated: 104 for the core set, 2,540 for all without adaptation.py, whose time nobody states. A
 # run of the whole method took 1 in the paper, three at a time on an RTX 3090 (7.1), 1.9 and 3.8 at replay ratios 4 and
-# 8 (Table 3). All runs are counted so, and those without SAM are faster.
+# 8 (Table 3); 0.5 at replay ratio 1 is our guess. All runs are counted so, and those without SAM are faster.
 #
 # No line: Table 3's other methods; Tr(F) in Table 6, because sharpness.py measures the weights that learn and not their
 # average.
