@@ -13,16 +13,17 @@ under another picture. DMC-GB's looks, in which an agent is judged, are inside (
 Paper: Yuan et al. 2022, Pre-Trained Image Encoder for Generalizable Visual Reinforcement Learning (PIE-G).
 Checked against github.com/gemcollector/PIE-G (3588cf8), github.com/facebookresearch/drqv2 (c0c650b), and for the looks
 github.com/nicklashansen/dmcontrol-generalization-benchmark (ff9c0aa).
-Deviations: pictures to overlay are drawn and cropped once, not for each update, and without --overlay-dir they are
-made here; the unfinished episode is learned from too; an episode's last observation takes a row of the replay; the
+Deviations: crops to overlay come from the pictures that fit into memory, and without --overlay-dir from textures made
+here; the unfinished episode is learned from too; an episode's last observation takes a row of the replay; the
 pretrained running statistics start as they are (the authors' constructor moves them by a tenth towards noise);
 evaluations during training use the frames' own statistics, as the authors' last one does; humanoids and dogs have
 the other tasks' learning rate and widths; seeds are ours; environments start afresh every --exact-every steps.
 
-    python algos/drqv2_pieg.py --env-id walker-walk                           # the paper: 1M frames, 500k steps
-    python algos/drqv2_pieg.py --encoder drqv2 --strong-augmentation none     # its baseline, DrQ-v2
-    python algos/drqv2_pieg.py --encoder-weights random                       # without a network
-    python algos/drqv2_pieg.py --resume runs/<folder>                         # continue a run
+    python algos/drqv2_pieg.py --overlay-dir data/places365/data_256_standard   # the paper: 1M frames, 500k steps
+    python algos/drqv2_pieg.py --env-id cheetah-run                             # with textures in place of Places365
+    python algos/drqv2_pieg.py --encoder drqv2 --strong-augmentation none       # its baseline, DrQ-v2
+    python algos/drqv2_pieg.py --encoder-weights random                         # without a network
+    python algos/drqv2_pieg.py --resume runs/<folder>                           # continue a run
 """
 
 # ---- 1. Imports ----
@@ -68,7 +69,6 @@ import tyro
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import default_collate
 from torch.utils.tensorboard import SummaryWriter
-from torchvision.transforms import v2 as transforms
 from tqdm import tqdm
 
 # ---- 2. Arguments ----
@@ -89,7 +89,7 @@ class Args:
     batch_norm: Literal["adapting", "fixed"] = "adapting"  # by the batch's statistics, or the pretrained ones
     strong_augmentation: Literal["overlay", "conv", "none"] = "overlay"  # the critic's second view of a frame
     overlay_dir: str = "textures"  # folder with pictures (paper: Places365), or textures, made here
-    overlay_pictures: int = 10_000  # pictures drawn from that folder; the number is ours
+    overlay_pictures: int = 0  # held, to crop from (0: 10,000 of a folder, which take 2 GB, or 1,000 textures; ours)
 
     # DrQ-v2. Reference code, where the paper is silent: cfgs/piegconfig.yaml and cfgs/task.
     num_envs: int = 1  # N, parallel environments; training has one
@@ -575,6 +575,32 @@ def random_overlay(images, pictures):
     return ((frames + pictures[:, None]) / 2).flatten(1, 2)
 
 
+def crop_pictures(pictures, crops, size):
+    """The crops of `draw_crops`, resized as PIL does it. uint8 [P, 3, S, S], int64 [B, 6] -> [B, 3, size, size].
+
+    Reference code: utils.py, which reads, crops and mirrors pictures anew for each update.
+    """
+    number, top, left, height, width, mirrored = crops.unbind(1)
+    rows = crop_weights(top, height, size, pictures.shape[2])
+    columns = crop_weights(left, width, size, pictures.shape[3])
+    columns = torch.where(mirrored[:, None, None] == 1, columns.flip(1), columns)
+    return rows[:, None] @ pictures[number].float() @ columns[:, None].mT
+
+
+def crop_weights(first, length, size, total):
+    """What each of the `total` pixels of a line adds to each of the `size` pixels of its crop.
+
+    int64 [B], [B] -> [B, size, total]. Bilinear with antialiasing: triangles, cut off at the ends of the crop.
+    """
+    first, length = first[:, None, None], length[:, None, None]
+    pixels = torch.arange(total, device=first.device) + 0.5
+    scale = length / size
+    centres = first + scale * (torch.arange(size, device=first.device)[:, None] + 0.5)  # [B, size, 1]
+    weights = (1 - (pixels - centres).abs() / scale.clamp(min=1)).clamp(min=0)
+    weights = weights * ((pixels > first) & (pixels < first + length))
+    return weights / weights.sum(2, keepdim=True)
+
+
 def random_convolution(images, kernels):
     """Each image under a kernel of its own. [B, 3 T, H, W], [B, 3, 3, 3, 3] -> as images, in 0..255.
 
@@ -613,35 +639,51 @@ def random_shift(images, offsets, pad):
 
 # ---- 6. Losses, targets, replay ----
 PAD = 4  # an image is shifted by at most so many pixels
+PICTURE = 256  # height and width of what is cropped, as in Places365's small version
 BLOCK = 8192  # rows of the replay that are on their way between device and disk at once
 
 
-def load_pictures(args, size, seed):
-    """What is overlaid: uint8 [P, 3, size, size], drawn by the seed. Reference code: the crops of utils.py."""
+def load_pictures(args, seed):
+    """What crops are drawn from: uint8 [P, 3, 256, 256], chosen by the seed. Other sizes are scaled to this one."""
     if args.overlay_dir == "textures":
         print("overlay: textures that are made here; the paper's pictures are Places365", flush=True)
         rng, parts = torch.Generator().manual_seed(seed), []
-        for first in range(0, args.overlay_pictures, 500):
-            parts.append(make_textures(min(500, args.overlay_pictures - first), size, rng))
+        for first in range(0, args.overlay_pictures, 100):
+            parts.append(make_textures(min(100, args.overlay_pictures - first), PICTURE, rng))
         return torch.cat(parts)
     kinds = (".jpg", ".jpeg", ".png")
     found = sorted(str(path) for path in Path(args.overlay_dir).rglob("*") if path.suffix.lower() in kinds)
     if not found:
         fail(f"--overlay-dir {args.overlay_dir}: no {' '.join(kinds)} in it; pictures, or `textures`")
-    order = np.random.default_rng(seed).permutation(len(found))
-    order = np.resize(order, args.overlay_pictures)  # each picture once before any twice
-    used = f"{len(order)} crops of {len(set(order.tolist()))} of {len(found)} pictures"
-    print(f"overlay: {used} in {args.overlay_dir}", flush=True)
-    crop = transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()])
-    pictures = torch.empty(len(order), 3, size, size, dtype=torch.uint8)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for number, place in enumerate(order):
-            picture = cv2.imread(found[place])  # [H, W, 3], blue comes first
-            if picture is None:
-                fail(f"--overlay-dir: {found[place]} cannot be read as a picture")
-            pictures[number] = crop(torch.from_numpy(picture[..., ::-1].copy()).permute(2, 0, 1))
+    chosen = np.random.default_rng(seed).permutation(found)[: args.overlay_pictures]
+    print(f"overlay: crops of {len(chosen)} of {len(found)} pictures in {args.overlay_dir}", flush=True)
+    pictures = torch.empty(len(chosen), 3, PICTURE, PICTURE, dtype=torch.uint8)
+    for number, path in enumerate(chosen):
+        picture = cv2.imread(path)  # [H, W, 3], blue comes first
+        if picture is None:
+            fail(f"--overlay-dir: {path} cannot be read as a picture")
+        picture = cv2.resize(picture, (PICTURE, PICTURE), interpolation=cv2.INTER_AREA)
+        pictures[number] = torch.from_numpy(picture[..., ::-1].copy()).permute(2, 0, 1)
     return pictures
+
+
+def draw_crops(count, pictures, rng):
+    """Crops as torchvision's RandomResizedCrop and RandomHorizontalFlip draw them: 8 to 100 % of a picture, 3:4 to 4:3.
+
+    uint8 [P, 3, S, S] -> int64 [count, 6]: the picture's number, top, left, height and width, and 1 for a mirrored one.
+    """
+    size = pictures.shape[2]
+    number = torch.randint(len(pictures), (count,), generator=rng)
+    area, ratio = torch.rand(2, 10, count, generator=rng)  # ten tries
+    area = size**2 * (0.08 + 0.92 * area)
+    ratio = (4 / 3) ** (2 * ratio - 1)
+    height, width = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
+    fits = (height <= size) & (width <= size)
+    first = fits.int().argmax(0, keepdim=True)  # the first try that fits, or the first one, cut off
+    height, width = height.gather(0, first)[0].clamp(max=size), width.gather(0, first)[0].clamp(max=size)
+    top, left, mirrored = torch.rand(3, count, generator=rng)
+    top, left = (top * (size - height + 1)).floor(), (left * (size - width + 1)).floor()
+    return torch.stack([number, top, left, height, width, mirrored < 0.5], dim=1).long()
 
 
 def make_textures(count, size, rng):
@@ -782,8 +824,8 @@ def update(agent, target, optimizer, replay, pictures, draws, args):
     """One gradient step of critic and encoder, one of the actor, and the target's -> dict of detached [].
 
     draws: rows [B] of the replay, offsets [2, B, 2] of observations and next ones, and for the actions in both
-    normal [2, B, A]; strong, numbers of pictures [B] or kernels [B, 3, 3, 3, 3]; sigma []. Reference code: the
-    order in which batch normalisation sees plain, augmented and next observations.
+    normal [2, B, A]; strong, crops [B, 6] or kernels [B, 3, 3, 3, 3]; sigma []. Reference code: the order in which
+    batch normalisation sees plain, augmented and next observations.
     """
     batch, size = replay.gather(draws["rows"]), len(draws["rows"])
     obs = random_shift(batch["obs"], draws["offsets"][0], PAD)
@@ -791,7 +833,7 @@ def update(agent, target, optimizer, replay, pictures, draws, args):
     noise = (draws["sigma"] * draws["normal"]).clamp(-args.noise_clip, args.noise_clip)  # [2, B, A]
     views = [obs]
     if args.strong_augmentation == "overlay":
-        views.append(random_overlay(obs, pictures[draws["strong"]]))
+        views.append(random_overlay(obs, crop_pictures(pictures, draws["strong"], obs.shape[2])))
     elif args.strong_augmentation == "conv":
         views.append(random_convolution(obs, draws["strong"]))
     hidden = agent.encoder(*views)  # [V B, D]
@@ -875,7 +917,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     optimizer = torch.optim.Adam(learned, lr=args.learning_rate, eps=args.adam_eps, fused=True)
     pictures = torch.empty(1, device=device)
     if args.strong_augmentation == "overlay":
-        pictures = load_pictures(args, obs_shape[1], seeds[1]).to(device)
+        pictures = load_pictures(args, seeds[1]).to(device)
     replay = Replay(rows_needed(args), obs_shape, num_actions, args, device, run.folder / "replay.bin")
     parts = {"agent": agent, "target": target, "optimizer": optimizer, "replay": replay}
     parts.update(explore_rng=explore_rng, sample_rng=sample_rng, noise_rng=noise_rng, augment_rng=augment_rng)
@@ -889,10 +931,11 @@ def train(args, make_envs=make_envs, make_agent=Agent):
         rows = replay.sample(torch.rand(size, dtype=torch.float64, generator=sample_rng))
         offsets = torch.randint(2 * PAD + 1, (2, size, 2), generator=augment_rng)
         normal = torch.randn(2, size, num_actions, generator=noise_rng)
-        if args.strong_augmentation == "conv":
+        strong = torch.zeros(size)
+        if args.strong_augmentation == "overlay":
+            strong = draw_crops(size, pictures, strong_rng)
+        elif args.strong_augmentation == "conv":
             strong = torch.randn(size, 3, 3, 3, 3, generator=strong_rng)
-        else:
-            strong = torch.randint(len(pictures), (size,), generator=strong_rng)
         draws = (rows, offsets, normal, strong, torch.tensor(noise_scale(run.step, args)))
         return [values.to(device, non_blocking=True) for values in draws]
 
@@ -1277,6 +1320,7 @@ def check(args):
     own["batch_size"], own["n_step"] = (512, 1) if domain == "walker" else (256, 3)
     own["buffer_size"] = 100_000 if task == "quadruped-run" else 1_000_000
     own["total_timesteps"] = FRAMES // abs(args.action_repeat or 2)
+    own["overlay_pictures"] = 1_000 if args.overlay_dir == "textures" else 10_000
     for name in own:
         own[name] = getattr(args, name) or own[name]
     args = replace(args, env_id=task, **own)

@@ -110,7 +110,7 @@ def sizes(script):
     if "learning_starts" in names:
         flags += ["--learning-starts", "100"]
     if "encoder_weights" in names:
-        flags += ["--encoder-weights", "random", "--overlay-pictures", "500"]
+        flags += ["--encoder-weights", "random", "--overlay-pictures", "100"]
     return flags
 
 

@@ -125,7 +125,7 @@ ONE_SCRIPT["drqv2_pieg"] = [
     ("--buffer-size 3", "--buffer-size 3: from"),
     ("--noise-clip nan", "--noise-clip nan: from"),
     ("--update-every 0", "--update-every 0: from 1"),
-    ("--overlay-pictures 0", "--overlay-pictures 0: from 1"),
+    ("--overlay-pictures -1", "--overlay-pictures -1: from 1"),
     ("--overlay-dir nowhere", "--overlay-dir nowhere: no such folder; one with pictures, or `textures`"),
     ("--overlay-dir @/run", "no .jpg .jpeg .png in it"),
     ("--eval-modes video_hard", "DMC-GB's data for video_hard is not in data/dmcgb (video_hard/video0.mp4 to"),

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+import torchvision
 from conftest import (
     ROOT,
     ScriptedEnvs,
@@ -29,6 +30,7 @@ from conftest import (
     state_of,
 )
 from gymnasium.utils.env_checker import check_env
+from torchvision.transforms.v2 import functional as transforms
 
 pieg = load("drqv2_pieg")
 CPU = torch.device("cpu")
@@ -145,12 +147,59 @@ def test_textures_follow_the_seed_and_fall_off_like_natural_pictures():
     assert colours.std(0).min() > 20  # the pictures differ
 
 
-@pytest.mark.parametrize("count", [7, 500, 1003])
-def test_textures_are_made_in_parts(count, tmp_path):
-    """Of 500 at most, which are drawn one after another."""
-    made = pieg.load_pictures(tiny(tmp_path, overlay_pictures=count), 8, 3)
-    rng, parts = torch.Generator().manual_seed(3), [500] * (count // 500) + [count % 500]
+@pytest.mark.parametrize("count", [7, 100, 203])
+def test_textures_are_made_in_parts(count, tmp_path, monkeypatch):
+    """Of 100 at most, which are drawn one after another."""
+    monkeypatch.setattr(pieg, "PICTURE", 8)
+    made = pieg.load_pictures(tiny(tmp_path, overlay_pictures=count), 3)
+    rng, parts = torch.Generator().manual_seed(3), [100] * (count // 100) + [count % 100]
     assert torch.equal(made, torch.cat([pieg.make_textures(part, 8, rng) for part in parts if part]))
+
+
+def crops_of(pictures, crops, size):
+    """The crops, one by one, by torchvision. -> float32 [B, 3, size, size]."""
+    seen = []
+    for number, *box, mirrored in crops.tolist():
+        crop = transforms.resized_crop(pictures[number].float(), *box, [size, size], antialias=True)
+        seen.append(crop.flip(2) if mirrored else crop)
+    return torch.stack(seen)
+
+
+@pytest.mark.parametrize("size", [84, 40, 12])
+def test_crops_are_resized_as_torchvision_does(size):
+    pictures = torch.randint(0, 256, (5, 3, 64, 64)).byte()
+    crops = pieg.draw_crops(200, pictures, torch.Generator().manual_seed(2))
+    crops[0] = torch.tensor([0, 0, 0, 64, 64, 0])
+    crops[1] = torch.tensor([1, 62, 0, 2, 64, 1])
+    expected = crops_of(pictures, crops, size)
+    torch.testing.assert_close(pieg.crop_pictures(pictures, crops, size), expected, atol=2e-3, rtol=0)
+
+
+def test_crops_are_drawn_as_torchvision_draws_them():
+    pictures, count = torch.zeros(7, 3, 64, 64).byte(), 20_000
+    state = torch.get_rng_state()
+    crops = pieg.draw_crops(count, pictures, torch.Generator().manual_seed(1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(crops, pieg.draw_crops(count, pictures, torch.Generator().manual_seed(1)))
+    number, top, left, height, width, mirrored = crops.unbind(1)
+    for values, n in ((number, 7), (mirrored, 2)):
+        assert torch.bincount(values).div(count).sub(1 / n).abs().max() < 0.02
+    assert min(top.min(), left.min()) == 0 and max((top + height).max(), (left + width).max()) == 64
+    draw = torchvision.transforms.RandomResizedCrop.get_params
+    theirs = [draw(torch.zeros(3, 64, 64), (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(count)]
+    for ours, expected in zip((top, left, height, width), torch.tensor(theirs).T, strict=True):
+        shares = [torch.bincount(values, minlength=65).cumsum(0) / count for values in (ours, expected)]
+        assert (shares[0] - shares[1]).abs().max() < 0.02  # Kolmogorov-Smirnov: beyond it once in 1,000 times
+    shares = [(a * b / 64**2).sort().values for a, b in ((height, width), torch.tensor(theirs).T[2:])]
+    assert (shares[0] - shares[1]).abs().max() < 0.03
+
+
+def test_a_crop_that_fits_at_no_try_is_the_whole_picture(monkeypatch):
+    """As torchvision has it for a square. A picture so wide is drawn 0.08 of the time at one try."""
+    monkeypatch.setattr(torch, "rand", lambda *shape, generator: torch.ones(shape) - 1e-6)
+    crops = pieg.draw_crops(2, torch.zeros(1, 3, 50, 50), torch.Generator())
+    assert crops[:, 4].tolist() == [50, 50]
+    assert (crops[:, 1] + crops[:, 3] <= 50).all() and (crops[:, 2] == 0).all()
 
 
 # ---- Networks ----
@@ -377,8 +426,8 @@ def test_wrong_files_of_weights_say_so(tmp_path, capsys):
 
 
 # ---- Pictures ----
-def test_pictures_are_crops_of_a_folder(tmp_path, capsys):
-    """Drawn by the seed from all folders below, each picture once before any twice."""
+def test_pictures_are_chosen_by_the_seed(tmp_path, capsys):
+    """From all folders below, each once, as many as there are, in the size of Places365's."""
     for number in range(6):
         folder = tmp_path / "a" / str(number % 2)
         folder.mkdir(parents=True, exist_ok=True)
@@ -386,17 +435,34 @@ def test_pictures_are_crops_of_a_folder(tmp_path, capsys):
     (tmp_path / "a" / "note.txt").write_text("no picture")
     args = tiny(tmp_path, overlay_dir=str(tmp_path / "a"), overlay_pictures=8)
     state = torch.get_rng_state()
-    pictures = pieg.load_pictures(args, 12, 5)
+    pictures = pieg.load_pictures(args, 5)
     assert torch.equal(torch.get_rng_state(), state)
-    assert pictures.shape == (8, 3, 12, 12) and pictures.amin((2, 3)).equal(pictures.amax((2, 3)))
+    assert pictures.shape == (6, 3, 256, 256) and pictures.amin((2, 3)).equal(pictures.amax((2, 3)))
     assert (pictures[:, 1:, 0, 0] == torch.tensor([99, 9])).all()  # red, green, blue
-    assert sorted(pictures[:6, 0, 0, 0].tolist()) == [0, 40, 80, 120, 160, 200]
-    assert "8 crops of 6 of 6 pictures" in capsys.readouterr().out
-    assert torch.equal(pictures, pieg.load_pictures(args, 12, 5))
-    assert not torch.equal(pictures, pieg.load_pictures(args, 12, 6))
-    capsys.readouterr()
-    (tmp_path / "a" / "7.jpg").write_text("no picture either")
-    assert "7.jpg cannot be read as a picture" in refusal(capsys, pieg.load_pictures, args, 12, 5)
+    assert sorted(pictures[:, 0, 0, 0].tolist()) == [0, 40, 80, 120, 160, 200]
+    assert "crops of 6 of 6 pictures" in capsys.readouterr().out
+    assert torch.equal(pictures, pieg.load_pictures(args, 5))
+    assert not torch.equal(pictures, pieg.load_pictures(args, 6))
+    fewer = pieg.load_pictures(replace(args, overlay_pictures=4), 5)
+    assert torch.equal(fewer, pictures[:4])
+    assert "crops of 4 of 6 pictures" in capsys.readouterr().out
+    for path in (tmp_path / "a").rglob("*.png"):
+        path.write_text("no picture either")
+    assert "cannot be read as a picture" in refusal(capsys, pieg.load_pictures, args, 5)
+
+
+def test_a_picture_of_their_size_is_held_as_it_is(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "one.png"), picture)
+    (held,) = pieg.load_pictures(tiny(tmp_path, overlay_dir=str(tmp_path)), 1)
+    assert np.array_equal(held.permute(1, 2, 0).flip(2), picture)
+
+
+def test_the_number_of_pictures_that_are_held(tmp_path):
+    """10,000 of 3 x 256 x 256 bytes are 2 GB; as many textures would take a minute or two to make."""
+    assert pieg.check(pieg.Args()).overlay_pictures == 1_000
+    assert pieg.check(pieg.Args(overlay_dir=str(tmp_path))).overlay_pictures == 10_000
+    assert pieg.check(pieg.Args(overlay_dir=str(tmp_path), overlay_pictures=30)).overlay_pictures == 30
 
 
 # ---- Update ----
@@ -428,9 +494,11 @@ def draws_of(args, replay):
     draws = {"rows": replay.sample(torch.rand(args.batch_size, dtype=torch.float64))}
     draws["offsets"] = torch.randint(9, (2, args.batch_size, 2))
     draws["normal"], draws["sigma"] = torch.randn(2, args.batch_size, 2), torch.tensor(0.25)
-    conv = args.strong_augmentation == "conv"
-    draws["strong"] = torch.randn(args.batch_size, 3, 3, 3, 3) if conv else torch.randint(5, (args.batch_size,))
-    return draws, torch.randint(0, 256, (5, 3, 12, 12)).byte()
+    pictures = torch.randint(0, 256, (5, 3, 20, 20)).byte()
+    draws["strong"] = pieg.draw_crops(args.batch_size, pictures, torch.default_generator)
+    if args.strong_augmentation == "conv":
+        draws["strong"] = torch.randn(args.batch_size, 3, 3, 3, 3)
+    return draws, pictures
 
 
 def plain_update(agent, target, replay, pictures, draws, args):
@@ -456,7 +524,8 @@ def plain_update(agent, target, replay, pictures, draws, args):
     obs, next_obs = crops("obs", draws["offsets"][0]), crops("next_obs", draws["offsets"][1])
     hidden = [agent.encoder(obs)]
     if args.strong_augmentation == "overlay":
-        hidden.append(agent.encoder((obs + pictures[draws["strong"]].repeat(1, 3, 1, 1)) / 2))
+        pictures = pieg.crop_pictures(pictures, draws["strong"], 12)
+        hidden.append(agent.encoder((obs + pictures.repeat(1, 3, 1, 1)) / 2))
     if args.strong_augmentation == "conv":
         hidden.append(agent.encoder(pieg.random_convolution(obs.byte(), draws["strong"])))
     with torch.no_grad():

@@ -249,10 +249,10 @@ def changes(script, args):
         settings["num_levels"] = own["num_levels"]
     pictures = settings.get("overlay_dir", "textures") != "textures"
     if pictures:
-        settings["overlay_dir"] = "textures"  # which are there on each machine
+        settings["overlay_dir"] = str(common.ROOT)  # a folder that is there on each machine
     found = PICTURES if pictures else {}
     for name, value in settings.items():
-        if value == own[name]:
+        if value == own[name] or name == "overlay_dir":
             continue
         if value != vars(checked(script, settings | {"env_id": args.env_id, name: own[name]}))[name]:
             found = found | {name: value}
