@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn as nn
 import tyro
@@ -25,6 +26,7 @@ import observations
 EVERY = [(name, ablation) for name, rows in ablations.ABLATIONS.items() for ablation in rows]
 BOX = (slice(None), slice(None), slice(13), slice(26))
 NETWORKS = [(name, ablation) for name, ablation in EVERY if ablations.ABLATIONS[name][ablation][0] != "envs"]
+TIMM = "test_efficientnet"  # one of timm's smallest
 
 
 class PlainEnvs(ScriptedEnvs):
@@ -206,6 +208,8 @@ def agent_of(ablation, tmp_path, name="ppo_netrand", **changes):
     make_agent = script.Agent
     if ablation:
         kind, change, _ = ablations.find(script, ablation)
+        if ablation == "timm":
+            change = networks.timm_encoder(TIMM)
         _, make_agent = ablations.factories(script, kind, change)
     torch.manual_seed(0)
     return script, args, make_agent(ScriptedEnvs(args, "train", num_actions=6), args)
@@ -218,6 +222,9 @@ def images(seed, n=4, name="ppo_netrand"):
 
 def outputs_of(name, agent, obs):
     """What an agent says of some observations, a tuple."""
+    if name == "drqv2_pieg":
+        hidden = agent.encoder(obs)
+        return agent.actor(hidden), agent.critic(hidden, torch.ones(len(obs), 2))
     if name == "sac_sam_reset":
         hidden = agent.encoder(load(name).to_pixels(obs))
         return *agent.actor(hidden), agent.critic(hidden, torch.ones(len(obs), 2))
@@ -723,10 +730,187 @@ def test_frozen_says_what_it_lacks(scripts, monkeypatch, capsys, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+# ---- Networks of the paper on pretrained encoders ----
+def pieg_with(model, tmp_path, stage=0, **changes):
+    """-> the encoder of PIE-G on a model of timm, and the model of its own."""
+    script, args = load("drqv2_pieg"), tiny_args("drqv2_pieg", tmp_path, **changes)
+    torch.manual_seed(0)
+    agent = networks.timm_encoder(model, stage)(script)(ScriptedEnvs(args, "train"), args)
+    return agent, timm.create_model(model)
+
+
+@torch.no_grad()
+def test_timm_gives_the_features_of_its_own_extractor(tmp_path):
+    """Of a stage, and of normalised pictures, for convolutions with batch normalisation or without, and attention."""
+    for model, stage, shape in (
+        (TIMM, 0, (32, 11, 11)),
+        (TIMM, 4, (48, 6, 6)),
+        ("test_resnet", 0, (48, 11, 11)),
+        ("test_convnext", 0, (32, 10, 10)),
+        ("vit_tiny_patch16_224", 1, (192, 5, 5)),
+    ):
+        agent, _ = pieg_with(model, tmp_path, stage)
+        encoder, frames = agent.eval().encoder, images(0, 2, "drqv2_pieg").unflatten(1, (3, 3))
+        maps = encoder.resnet(frames.flatten(0, 1) / 255 - 0.5)
+        assert maps.shape == (6, *shape)
+        size = {"img_size": 84} if model.startswith("vit") else {}
+        index = {0: 1 if model == "test_convnext" else 2}.get(stage, stage - 1)
+        own = timm.create_model(model, features_only=True, out_indices=[index], **size).eval()
+        weights = own_weights(encoder.resnet.model)
+        for name, value in own.state_dict().items():
+            plain = name.removeprefix("model.").replace("stem_", "stem.").replace("stages_", "stages.")
+            if plain in weights:  # the rest is of later stages
+                value.copy_(weights.pop(plain))
+        assert not weights
+        about = timm.get_pretrained_cfg(model)
+        mean, std = torch.tensor(about.mean).view(3, 1, 1), torch.tensor(about.std).view(3, 1, 1)
+        (expected,) = own((frames.flatten(0, 1) / 255 - mean) / std)
+        torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-5)
+        newer = maps.unflatten(0, (2, 3))
+        fused = torch.cat([newer[:, 1:], newer[:, 1:] - newer[:, :-1]], 1).flatten(1)
+        torch.testing.assert_close(encoder(frames.flatten(1, 2)), encoder.project(fused))
+
+
+def own_weights(model):
+    """A model's state under timm's names, from those behind `networks.adapt`."""
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+    weights = {}
+    for key, value in model.state_dict().items():
+        layer, _, kind = key.rpartition(".")
+        weights[f"{layer.removesuffix('.0')}.{kind}" if layer in layers else key] = value
+    return weights
+
+
+def test_timm_is_frozen_and_its_statistics_move_in_training_alone(tmp_path):
+    for batch_norm in ("adapting", "fixed"):
+        agent, _ = pieg_with(TIMM, tmp_path, batch_norm=batch_norm)
+        encoder, before = agent.encoder, copy.deepcopy(agent.encoder.resnet.state_dict())
+        learned = [name for name, parameter in encoder.named_parameters() if parameter.requires_grad]
+        assert learned == [f"project.{name}" for name in ("0.weight", "0.bias", "1.weight", "1.bias")]
+        views = images(0, 4, "drqv2_pieg"), images(1, 4, "drqv2_pieg")
+        both = encoder(*views)
+        both.sum().backward()
+        assert all(parameter.grad is not None for parameter in encoder.project.parameters())
+        state = encoder.resnet.state_dict()
+        moved = {name.rpartition(".")[2] for name in state if not torch.equal(state[name], before[name])}
+        adapting = batch_norm == "adapting"
+        assert moved == ({"running_mean", "running_var", "num_batches_tracked"} if adapting else set())
+        each = torch.cat([encoder(view) for view in views])  # view by view
+        assert torch.allclose(both, each) and torch.equal(both, torch.cat([encoder(views[0]), encoder(views[1])]))
+        mixed = encoder(torch.cat(views))
+        assert torch.allclose(both, mixed, atol=1e-5) != adapting
+        trained = encoder(views[0])
+        agent.eval()
+        running, script, args = encoder(views[0]), load("drqv2_pieg"), encoder.args
+        script.normalise_by_own(agent, args)
+        own = encoder(views[0])
+        assert torch.allclose(running, trained, atol=1e-5) != adapting and torch.equal(own, trained)
+        script.normalise_by_own(agent, args, False)
+        assert torch.equal(encoder(views[0]), running)
+
+
+def test_timm_drops_nothing_and_sums_as_the_script_does(tmp_path):
+    agent, _ = pieg_with("resnet10t", tmp_path)
+    norms = [layer for layer in agent.encoder.resnet.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert norms and all(type(layer) is load("drqv2_pieg").BatchNorm and layer.training for layer in norms)
+    others = [layer for layer in agent.encoder.resnet.modules() if not isinstance(layer, nn.BatchNorm2d)]
+    assert not any(layer.training for layer in others)
+
+
+def lite_state(model):
+    """A state dict of random numbers as efficientnet_lite_pytorch names it, and the same as timm does."""
+    theirs, ours = {}, {}
+    number = -1
+    for key, value in model.state_dict().items():
+        value = torch.rand(value.shape) if value.is_floating_point() else value + 7
+        layer, kind = key.rsplit(".", 1)
+        head = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
+        if layer in head:
+            name = head[layer]
+        else:
+            part = layer.rpartition(".")[2]
+            first = layer.startswith("blocks.0.")
+            number += key.endswith("conv_dw.weight" if first else "conv_pw.weight")
+            names = {"conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1"}
+            names |= {"conv_pwl": "_project_conv", "bn3": "_bn2"}
+            if first:
+                names = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+            name = f"_blocks.{number}.{names[part]}"
+        theirs[f"{name}.{kind}"] = ours[key] = value
+    return theirs, ours
+
+
+def test_efficientnet_lites_weights_are_read_under_their_other_names(tmp_path, capsys):
+    model = timm.create_model("tf_efficientnet_lite0")
+    theirs, ours = lite_state(model)
+    # Three names of the file efficientnet-lite0-57934424.pth and the shapes that they have there.
+    assert theirs["_blocks.0._project_conv.weight"].shape == (16, 32, 1, 1)
+    assert theirs["_blocks.15._expand_conv.weight"].shape == (1152, 192, 1, 1)
+    assert theirs["_blocks.5._depthwise_conv.weight"].shape == (480 // 2, 1, 3, 3) and len(theirs) == 296
+    assert same(networks.from_lite(theirs, model), ours)
+    torch.save(theirs, tmp_path / "theirs.pth")
+    torch.save(ours, tmp_path / "ours.pth")
+    resnets = []
+    for file in ("theirs.pth", "ours.pth"):
+        agent, _ = pieg_with("tf_efficientnet_lite0", tmp_path, encoder_weights=str(tmp_path / file))
+        resnets.append(agent.encoder.resnet)
+    assert same(resnets[0].state_dict(), resnets[1].state_dict())
+    assert torch.equal(resnets[0].model.conv_stem.weight, ours["conv_stem.weight"])
+    for name, says in (("efficientnet_lite0", "weights of --encoder-name tf_efficientnet_lite0"), (TIMM, "tf_")):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            pieg_with(name, tmp_path, encoder_weights=str(tmp_path / "theirs.pth"))
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and says in error
+
+
+def test_timm_says_what_it_lacks(scripts, monkeypatch, capsys, tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    for flags, expected in (
+        ([], "which model of timm"),
+        (["--encoder-name", "resnt18"], "no such model; near are: resnet18"),
+        (["--encoder-name", "hub/resnet18"], "no such model"),
+        (["--encoder-name", "resnet18.nope"], "nope"),
+        (["--encoder-name", TIMM, "--encoder-stage", "6"], "--encoder-stage 6: stages 1 to 5 are of strides 2 4 8"),
+        (["--encoder-name", "vit_tiny_patch16_224"], "--encoder-stage 0: stages 1 to 12"),
+        (["--encoder-name", TIMM, "--encoder-weights", tmp_path / "no.pth"], "no.pth: no such file"),
+        (["--encoder-name", TIMM, "--encoder-weights", tmp_path / "other.pth"], "loading state_dict"),
+        (["--encoder-name", TIMM, "--encoder", "resnet34"], "in the place of --encoder"),
+        (["--encoder-name", TIMM, "--encoder_layer=3"], "in the place of --encoder"),
+    ):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            run(monkeypatch, "drqv2_pieg", "timm", *flags_of("drqv2_pieg", tmp_path / "new"), *flags)
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and expected in error, error
+    assert not (tmp_path / "new").exists()
+
+
+def test_without_timm_one_line_says_how_to_get_it(scripts, monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "timm", None)  # as if it were not installed
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run(monkeypatch, "drqv2_pieg", "timm", "--encoder-name", TIMM, *flags_of("drqv2_pieg", tmp_path / "new"))
+    assert capsys.readouterr().err == "error: --encoder-name: needs timm: pip install timm\n"
+    assert not (tmp_path / "new").exists()
+
+
+def test_timm_keeps_its_model_over_a_resume(scripts, monkeypatch, capsys, tmp_path):
+    flags = ["--encoder-name", TIMM, "--encoder-stage", 2, *flags_of("drqv2_pieg", tmp_path, eval_every=0)]
+    run(monkeypatch, "drqv2_pieg", "timm", *flags)
+    folder = folder_in(tmp_path)
+    assert f"__drqv2_pieg_timm_{TIMM}_2__1__" in folder.name
+    resume = ["--resume", folder, "--total-timesteps", 22]
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run(monkeypatch, "drqv2_pieg", "timm", *resume, "--encoder-stage", 3)
+    assert capsys.readouterr().err == "error: --encoder-stage is 2 in that run and stays so\n"
+    run(monkeypatch, "drqv2_pieg", "timm", *resume)
+    (agent,) = common.load_run(folder).agents()
+    assert state_of(folder)["step"] == 22 and agent.encoder.resnet.stage == 1
+
+
 # ---- The command line ----
 # Of the scripts with a replay fewer updates, 14 and 13, as their networks are real ones here.
 SHORTER = {"total_timesteps": 18, "learning_starts": 5, "replay_ratio": 1, "exact_every": 9, "eval_every": 18}
 SHORTER = dict.fromkeys(("drq_sam_reset", "sac_sam_reset"), SHORTER)
+SHORTER["drqv2_pieg"] = {"total_timesteps": 18, "learning_starts": 5, "exact_every": 9, "eval_every": 18}
 
 
 def flags_of(name, runs_dir, **changes):
@@ -776,21 +960,25 @@ for pair in EVERY:
 def test_each_one_trains_evaluates_and_resumes_bit_for_bit(name, ablation, scripts, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(networks, "SWA_EVERY", 4)
     flags = ["--plain-look"] * (name == "ppo_netrand") + MORE.get((name, ablation), [])
-    encoder = ["--encoder", encoder_run(tmp_path)] if ablation == "frozen" else []
+    own = (
+        {"frozen": ["--encoder", encoder_run(tmp_path)]} if ablation == "frozen" else {"timm": ["--encoder-name", TIMM]}
+    )
+    encoder = own.get(ablation, [])
     run(monkeypatch, name, ablation, *encoder, *flags_of(name, tmp_path / "whole"), *flags)
     with monkeypatch.context() as patch, pytest.raises(InterruptedError):
         patch.setattr(PlainEnvs, "left", 13)  # of 16 or 18 steps
         run(patch, name, ablation, *encoder, *flags_of(name, tmp_path / "part"), *flags)
     whole, part = folder_in(tmp_path / "whole"), folder_in(tmp_path / "part")
-    assert f"__{name}_{ablation}__1__" in part.name
+    assert f"__{name}_{ablation}{f'_{TIMM}' if ablation == 'timm' else ''}__1__" in part.name
     known = json.loads((part / "args.json").read_text())["args"]
     assert known["cuda_graphs"] == ((name, ablation) not in BRANCHING)
     assert known.get("netrand", False) == ("--netrand" in flags)
-    other = next(key for key in ablations.ABLATIONS[name] if key not in (ablation, "frozen"))
-    capsys.readouterr()
-    with pytest.raises(SystemExit, match=r"^2$"):
-        run(monkeypatch, name, other, "--resume", part)
-    assert f"not of the ablation {other}, but '{ablation}'" in capsys.readouterr().err
+    others = [key for key in ablations.ABLATIONS[name] if key not in (ablation, "frozen")]
+    for other in others[:1]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit, match=r"^2$"):
+            run(monkeypatch, name, other, "--resume", part)
+        assert f"not of the ablation {other}, but '{ablation}'" in capsys.readouterr().err
     run(monkeypatch, name, ablation, "--resume", part)
     assert same(state_of(whole), state_of(part))
     assert evaluations(whole) == evaluations(part) and evaluations(whole)
@@ -914,7 +1102,7 @@ def test_plastic_is_the_method_on_its_networks():
         (["nope.py"], "nope.py: no such script"),
         (["ppo_netrand"], "gray"),
         (["ppo_netrand", "nope"], "cutout"),
-        (["drqv2_pieg", "l2"], "no ablations of drqv2_pieg.py, there are some of: ppo_netrand"),
+        (["drqv2_pieg", "l2"], "no ablation 'l2' of drqv2_pieg, there are: timm"),
         (["ppo_netrand", "l2", "--active-units"], "--active-units: for drq_sam_reset.py"),
         (["ppo_netrand", "l2", "--resume", "nowhere"], "nowhere is no folder of a run"),
     ],
@@ -924,6 +1112,13 @@ def test_what_is_not_there_is_one_line_and_code_2(argv, expected, capsys):
         ablations.main(argv)
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and expected in error
+
+
+def test_a_script_without_ablations_is_told_which_have_some(tmp_path, capsys):
+    (tmp_path / "other.py").write_text("class Args:\n    pass\n")
+    with pytest.raises(SystemExit, match=r"^2$"):
+        ablations.main([str(tmp_path / "other.py"), "l2"])
+    assert "error: no ablations of other.py, there are some of: ppo_netrand" in capsys.readouterr().err
 
 
 def test_all_are_listed(capsys):

@@ -6,6 +6,7 @@
     python benchmark/suites/ablations.py algos/mine.py cutout                       # your copy of ppo_netrand.py
     python benchmark/suites/ablations.py ppo_netrand cutout --resume runs/<folder>
     python benchmark/suites/ablations.py mdpo frozen --encoder runs/<folder>        # new heads on a trained encoder
+    python benchmark/suites/ablations.py drqv2_pieg timm --encoder-name resnet50    # any model of timm
     python benchmark/suites/ablations.py drq_sam_reset plain --active-units         # logs charts/active_* too
     python benchmark/analyses/evaluate.py runs/<folder>                             # as any other run
 
@@ -69,6 +70,9 @@ ABLATIONS = {
         "doubled_equal": ("change", networks.doubled_equal, DOUBLED),
         "frozen": ("change", networks.frozen(), ["--num-agents", "1"]),
     },
+    "drqv2_pieg": {
+        "timm": ("class", networks.timm_encoder(), []),
+    },
 }
 # An argument by which a copy of a script is known, whatever its name is.
 OWN_ARGUMENTS = {
@@ -76,6 +80,7 @@ OWN_ARGUMENTS = {
     "drq_sam_reset": "sam_scope",
     "sac_sam_reset": "sam_on",
     "mdpo": "distill_coef",
+    "drqv2_pieg": "encoder_layer",
 }
 
 
@@ -102,7 +107,10 @@ def factories(script, kind, change):
 
 def seams(script, about):
     """What common.load_run gives a run of an ablation: make_envs, make_agent."""
-    kind, change, _ = find(script, ablation_of(about))
+    name = ablation_of(about)
+    kind, change, _ = find(script, name)
+    if name == "timm":
+        change = timm_of(own_of(about["command"][3:]))
     return factories(script, kind, change)
 
 
@@ -121,8 +129,15 @@ class Own:
 
     encoder: str = ""  # run folder of mdpo.py
     encoder_agent: int = 1  # which of its agents
+    encoder_name: str = ""  # model of timm
+    encoder_stage: int = 0  # which of its features, from 1 (0: the last of stride 8)
     active_units: bool = False  # log charts/active_* with each evaluation
     resume: str | None = None
+
+
+def own_of(words):
+    """The Own of a command's words."""
+    return tyro.cli(Own, args=words, return_unknown_args=True, add_help=False)[0]
 
 
 def main(argv):
@@ -139,13 +154,24 @@ def main(argv):
         if ablation_of(about) != name:  # its network may have the same shape all the same
             common.fail(f"--resume {own.resume}: that run is not of the ablation {name}, but {ablation_of(about)!r}")
         flags = ["--resume", own.resume]  # a run keeps its arguments
-        before, _ = tyro.cli(Own, args=about["command"][3:], return_unknown_args=True, add_help=False)
+        before = own_of(about["command"][3:])
         own.active_units = own.active_units or before.active_units
+        for key in ("encoder_name", "encoder_stage"):
+            if getattr(own, key) not in (getattr(Own, key), getattr(before, key)):
+                common.fail(f"--{key.replace('_', '-')} is {getattr(before, key)} in that run and stays so")
+            setattr(own, key, getattr(before, key))
     else:
         flags = ["--exp-name", f"{path.stem}_{name}", *flags]
     if name == "frozen" and not own.resume:
         encoder, more = read_encoder(own)
         change, flags = networks.frozen(encoder), [*flags, *more]
+    if name == "timm":
+        if {"--encoder", "--encoder-layer"} & {word.partition("=")[0].replace("_", "-") for word in argv}:
+            common.fail("timm: has --encoder-name and --encoder-stage in the place of --encoder and --encoder-layer")
+        change = timm_of(own)
+        if not own.resume:  # runs on different encoders are different methods
+            stage = f"_{own.encoder_stage}" if own.encoder_stage else ""
+            flags += ["--exp-name", f"{path.stem}_timm_{own.encoder_name}{stage}"]
     make_envs, make_agent = factories(script, kind, change)
     if own.active_units:
         make_agent = log_active_units(script, make_agent)
@@ -157,7 +183,7 @@ def print_ablations():
     for script, rows in ABLATIONS.items():
         for name, (_, change, _) in rows.items():
             print(f"  {f'{script} {name}':30}{change.__doc__.splitlines()[0]}")
-    print("  drqv2_pieg needs none: SVEA is algos/drqv2_pieg.py --encoder drqv2, with the overlay as by default")
+    print("  SVEA is no ablation, but algos/drqv2_pieg.py --encoder drqv2, with the overlay as by default")
 
 
 def read_encoder(own):
@@ -174,6 +200,12 @@ def read_encoder(own):
     for name in ("env_id", "distribution_mode", "num_levels", "start_level"):
         flags.append(f"--{name.replace('_', '-')}={getattr(run.args, name)}")
     return agents[own.encoder_agent - 1].encoder.state_dict(), flags
+
+
+def timm_of(own):
+    """The ablation with the model that --encoder-name and --encoder-stage name."""
+    networks.check_timm(own.encoder_name)
+    return networks.timm_encoder(own.encoder_name, own.encoder_stage)
 
 
 def log_active_units(script, make_agent):

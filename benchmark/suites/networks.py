@@ -1,13 +1,16 @@
 """Networks of ablations.py: the agent of a script with one thing changed.
 
-Most are functions change(script, agent, args), which change an agent of the script in place for `make_agent`.
-dropout(script) and swa(script) return another class of agents. Papers: Lee et al. 2020, Network Randomization; Lee et
-al. 2023, PLASTIC; Xie et al. 2025, mutual distillation.
+Most are functions change(script, agent, args), which change an agent of the script in place for `make_agent`. The rest,
+as dropout(script), return another class of agents. Papers: Lee et al. 2020, Network Randomization; Lee et al. 2023,
+PLASTIC; Xie et al. 2025, mutual distillation; Yuan et al. 2022, PIE-G.
 """
 
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
+from difflib import get_close_matches
 from functools import partial
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -462,3 +465,139 @@ def frozen(encoder=None):
 
 def plain(script, agent, args):
     """The script as it is, for --active-units."""
+
+
+# ---- Networks of the paper on pretrained encoders ----
+def timm_encoder(name="", stage=0):
+    """name: of a model of timm. stage: which of its features, from 1; 0: the last of stride 8, as PIE-G's are."""
+
+    def timm_encoder(script):
+        """PIE-G on a model of timm in ResNet's place: --encoder-name NAME [--encoder-stage K].
+
+        --encoder-weights imagenet (timm's, a download), random, or a file of the model's. All else is as in the script:
+        frozen, with its projection, fusion of frames and batch normalisation. Deviation: each model sees pictures
+        normalised by the mean and deviation that its weights were trained with. The authors subtract 0.5 and no more,
+        which their ResNet mends by its batch normalisation; a model without any would see what it never saw.
+        """
+
+        class Agent(script.Agent):
+            def __init__(self, envs, args):
+                # A ResNet whose place is taken: without weights, and of four layers, as their projection is the least.
+                super().__init__(envs, replace(args, encoder="resnet18", encoder_weights="random", encoder_layer=4))
+                encoder, obs_shape = self.encoder, envs.single_observation_space.shape
+                try:
+                    encoder.resnet = timm_maps(script, name, stage, args.encoder_weights, obs_shape[-1])
+                    encoder.resnet.requires_grad_(False).eval()
+                    n_in = encoder.features(torch.zeros(1, *obs_shape)).shape[1]
+                except Exception as error:  # of the network, a file, its shapes, or a model for larger pictures
+                    weights = f"--encoder-weights {args.encoder_weights}"
+                    common.fail(f"--encoder-name {name} {weights}: {common.first_line(error)}")
+                encoder.project[0] = script.orthogonal(nn.Linear(n_in, encoder.n_out), 1.0)
+                self.train()
+                self.to(memory_format=torch.channels_last)
+
+        return Agent
+
+    return timm_encoder
+
+
+def check_timm(name):
+    """Ends the program if timm is not there, or has no model of that name."""
+    if not find_spec("timm"):
+        common.fail("--encoder-name: needs timm: pip install timm")
+    import timm  # takes a second, and is needed by one ablation alone
+
+    if not name:
+        common.fail("--encoder-name: which model of timm? For example resnet50")
+    if not timm.is_model(name):
+        near = get_close_matches(name, timm.list_models(), cutoff=0.5)
+        common.fail(f"--encoder-name {name}: timm has no such model; near are: {' '.join(near) or 'none'}")
+
+
+def timm_maps(script, name, stage, weights, size):
+    """The TimmMaps of a model for pictures of size x size. Errors: those of timm, ValueError."""
+    import timm
+
+    more = {"img_size": size} if timm.get_pretrained_cfg(name).fixed_input_size else {}
+    if weights not in ("imagenet", "random"):
+        more["pretrained_cfg_overlay"] = {"state_dict": timm_weights(name, weights)}
+    model = timm.create_model(name, pretrained=weights != "random", **more)
+    strides = [layer["reduction"] for layer in model.feature_info]
+    if not stage and 8 in strides:
+        stage = len(strides) - strides[::-1].index(8)
+    if not 1 <= stage <= len(strides):
+        known = f"stages 1 to {len(strides)} are of strides {' '.join(map(str, strides))}"
+        raise ValueError(f"--encoder-stage {stage}: {known}, and 0 is the last of stride 8")
+    model.prune_intermediate_layers([stage - 1], prune_norm=True)
+    adapt(script, model)
+    return TimmMaps(model, stage - 1)
+
+
+class TimmMaps(nn.Module):
+    """A stage of a model. float32 [B, 3, H, W] in -0.5..0.5, as the script has them -> [B, C, h, w]."""
+
+    def __init__(self, model, stage):
+        super().__init__()
+        self.model, self.stage = model, stage
+        mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+        self.register_buffer("mean", mean - 0.5)
+        self.register_buffer("std", std)
+
+    def forward(self, x):
+        x = (x - self.mean) / self.std
+        return self.model.forward_intermediates(x, indices=[self.stage], intermediates_only=True)[0]
+
+    def train(self, mode=True):
+        """Of batch normalisation alone. Nothing is dropped, as the model does not learn."""
+        super().train(False)
+        for layer in self.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.train(mode)
+        return self
+
+
+def adapt(script, module):
+    """Puts the script's batch normalisation in the place of a model's. See BatchNorm there for why."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d):
+            norm = script.BatchNorm(child.num_features, child.eps, child.momentum, child.affine)
+            norm.load_state_dict(child.state_dict(), strict=False)
+            setattr(module, name, nn.Sequential(norm, *child.children()))  # timm's has its activation as a child
+        else:
+            adapt(script, child)
+
+
+def timm_weights(name, path):
+    """A file's state dict under the names of a model of timm. Errors: those of the file, ValueError."""
+    import timm
+
+    if not Path(path).is_file():
+        raise ValueError("no such file; `imagenet`, `random` or a file of the model's weights")
+    state = timm.models.load_state_dict(path)
+    if "_conv_stem.weight" in state:
+        if not name.startswith(
+            "tf_efficientnet_lite"
+        ):  # efficientnet_lite0 has other padding, and loads without an error
+            raise ValueError("those are weights of --encoder-name tf_efficientnet_lite0, or another of the tf_ ones")
+        state = from_lite(state, timm.create_model(name))
+    return state
+
+
+def from_lite(state, model):
+    """The weights of the package efficientnet_lite_pytorch under the names of timm's tf_efficientnet_lite0 to 4."""
+    names = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    places = []
+    for number, blocks in enumerate(model.blocks):
+        places += [f"blocks.{number}.{i}" for i in range(len(blocks))]
+    for number, place in enumerate(places):
+        theirs = ["_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2"]
+        ours = ["conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3"]
+        if f"_blocks.{number}._expand_conv.weight" not in state:  # the first does not expand
+            theirs, ours = theirs[2:], ["conv_dw", "bn1", "conv_pw", "bn2"]
+        for their, our in zip(theirs, ours, strict=True):
+            names[f"_blocks.{number}.{their}"] = f"{place}.{our}"
+    renamed = {}
+    for key, value in state.items():
+        layer, _, kind = key.rpartition(".")
+        renamed[f"{names.get(layer, layer)}.{kind}"] = value
+    return renamed
