@@ -732,29 +732,27 @@ def test_frozen_says_what_it_lacks(scripts, monkeypatch, capsys, tmp_path):
 
 # ---- Networks of the paper on pretrained encoders ----
 def pieg_with(model, tmp_path, stage=0, **changes):
-    """-> the encoder of PIE-G on a model of timm, and the model of its own."""
+    """The agent of PIE-G on a model of timm."""
     script, args = load("drqv2_pieg"), tiny_args("drqv2_pieg", tmp_path, **changes)
     torch.manual_seed(0)
-    agent = networks.timm_encoder(model, stage)(script)(ScriptedEnvs(args, "train"), args)
-    return agent, timm.create_model(model)
+    return networks.timm_encoder(model, stage)(script)(ScriptedEnvs(args, "train"), args)
 
 
 @torch.no_grad()
 def test_timm_gives_the_features_of_its_own_extractor(tmp_path):
     """Of a stage, and of normalised pictures, for convolutions with batch normalisation or without, and attention."""
-    for model, stage, shape in (
-        (TIMM, 0, (32, 11, 11)),
-        (TIMM, 4, (48, 6, 6)),
-        ("test_resnet", 0, (48, 11, 11)),
-        ("test_convnext", 0, (32, 10, 10)),
-        ("vit_tiny_patch16_224", 1, (192, 5, 5)),
+    for model, stage, index, shape in (
+        (TIMM, 0, 2, (32, 11, 11)),
+        (TIMM, 4, 3, (48, 6, 6)),
+        ("test_resnet", 0, 2, (48, 11, 11)),
+        ("test_convnext", 0, 1, (32, 10, 10)),
+        ("vit_tiny_patch16_224", 1, 0, (192, 5, 5)),
     ):
-        agent, _ = pieg_with(model, tmp_path, stage)
+        agent = pieg_with(model, tmp_path, stage)
         encoder, frames = agent.eval().encoder, images(0, 2, "drqv2_pieg").unflatten(1, (3, 3))
         maps = encoder.resnet(frames.flatten(0, 1) / 255 - 0.5)
         assert maps.shape == (6, *shape)
         size = {"img_size": 84} if model.startswith("vit") else {}
-        index = {0: 1 if model == "test_convnext" else 2}.get(stage, stage - 1)
         own = timm.create_model(model, features_only=True, out_indices=[index], **size).eval()
         weights = own_weights(encoder.resnet.model)
         for name, value in own.state_dict().items():
@@ -783,7 +781,7 @@ def own_weights(model):
 
 def test_timm_is_frozen_and_its_statistics_move_in_training_alone(tmp_path):
     for batch_norm in ("adapting", "fixed"):
-        agent, _ = pieg_with(TIMM, tmp_path, batch_norm=batch_norm)
+        agent = pieg_with(TIMM, tmp_path, batch_norm=batch_norm)
         encoder, before = agent.encoder, copy.deepcopy(agent.encoder.resnet.state_dict())
         learned = [name for name, parameter in encoder.named_parameters() if parameter.requires_grad]
         assert learned == [f"project.{name}" for name in ("0.weight", "0.bias", "1.weight", "1.bias")]
@@ -796,7 +794,7 @@ def test_timm_is_frozen_and_its_statistics_move_in_training_alone(tmp_path):
         adapting = batch_norm == "adapting"
         assert moved == ({"running_mean", "running_var", "num_batches_tracked"} if adapting else set())
         each = torch.cat([encoder(view) for view in views])  # view by view
-        assert torch.allclose(both, each) and torch.equal(both, torch.cat([encoder(views[0]), encoder(views[1])]))
+        assert torch.allclose(both, each, atol=1e-6)
         mixed = encoder(torch.cat(views))
         assert torch.allclose(both, mixed, atol=1e-5) != adapting
         trained = encoder(views[0])
@@ -810,7 +808,7 @@ def test_timm_is_frozen_and_its_statistics_move_in_training_alone(tmp_path):
 
 
 def test_timm_drops_nothing_and_sums_as_the_script_does(tmp_path):
-    agent, _ = pieg_with("resnet10t", tmp_path)
+    agent = pieg_with("resnet10t", tmp_path)
     norms = [layer for layer in agent.encoder.resnet.modules() if isinstance(layer, nn.BatchNorm2d)]
     assert norms and all(type(layer) is load("drqv2_pieg").BatchNorm and layer.training for layer in norms)
     others = [layer for layer in agent.encoder.resnet.modules() if not isinstance(layer, nn.BatchNorm2d)]
@@ -819,8 +817,7 @@ def test_timm_drops_nothing_and_sums_as_the_script_does(tmp_path):
 
 def lite_state(model):
     """A state dict of random numbers as efficientnet_lite_pytorch names it, and the same as timm does."""
-    theirs, ours = {}, {}
-    number = -1
+    theirs, ours, number = {}, {}, -1
     for key, value in model.state_dict().items():
         value = torch.rand(value.shape) if value.is_floating_point() else value + 7
         layer, kind = key.rsplit(".", 1)
@@ -843,16 +840,17 @@ def lite_state(model):
 def test_efficientnet_lites_weights_are_read_under_their_other_names(tmp_path, capsys):
     model = timm.create_model("tf_efficientnet_lite0")
     theirs, ours = lite_state(model)
-    # Three names of the file efficientnet-lite0-57934424.pth and the shapes that they have there.
+    # From the file efficientnet-lite0-57934424.pth: how many tensors there are, and the shapes of some.
+    assert len(theirs) == 296
     assert theirs["_blocks.0._project_conv.weight"].shape == (16, 32, 1, 1)
+    assert theirs["_blocks.5._depthwise_conv.weight"].shape == (240, 1, 3, 3)
     assert theirs["_blocks.15._expand_conv.weight"].shape == (1152, 192, 1, 1)
-    assert theirs["_blocks.5._depthwise_conv.weight"].shape == (480 // 2, 1, 3, 3) and len(theirs) == 296
     assert same(networks.from_lite(theirs, model), ours)
     torch.save(theirs, tmp_path / "theirs.pth")
     torch.save(ours, tmp_path / "ours.pth")
     resnets = []
     for file in ("theirs.pth", "ours.pth"):
-        agent, _ = pieg_with("tf_efficientnet_lite0", tmp_path, encoder_weights=str(tmp_path / file))
+        agent = pieg_with("tf_efficientnet_lite0", tmp_path, encoder_weights=str(tmp_path / file))
         resnets.append(agent.encoder.resnet)
     assert same(resnets[0].state_dict(), resnets[1].state_dict())
     assert torch.equal(resnets[0].model.conv_stem.weight, ours["conv_stem.weight"])
@@ -960,16 +958,15 @@ for pair in EVERY:
 def test_each_one_trains_evaluates_and_resumes_bit_for_bit(name, ablation, scripts, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(networks, "SWA_EVERY", 4)
     flags = ["--plain-look"] * (name == "ppo_netrand") + MORE.get((name, ablation), [])
-    own = (
-        {"frozen": ["--encoder", encoder_run(tmp_path)]} if ablation == "frozen" else {"timm": ["--encoder-name", TIMM]}
-    )
-    encoder = own.get(ablation, [])
+    encoder = ["--encoder", encoder_run(tmp_path)] if ablation == "frozen" else []
+    encoder += ["--encoder-name", TIMM] * (ablation == "timm")
     run(monkeypatch, name, ablation, *encoder, *flags_of(name, tmp_path / "whole"), *flags)
     with monkeypatch.context() as patch, pytest.raises(InterruptedError):
         patch.setattr(PlainEnvs, "left", 13)  # of 16 or 18 steps
         run(patch, name, ablation, *encoder, *flags_of(name, tmp_path / "part"), *flags)
     whole, part = folder_in(tmp_path / "whole"), folder_in(tmp_path / "part")
-    assert f"__{name}_{ablation}{f'_{TIMM}' if ablation == 'timm' else ''}__1__" in part.name
+    label = f"{name}_{ablation}" + f"_{TIMM}" * (ablation == "timm")
+    assert f"__{label}__1__" in part.name
     known = json.loads((part / "args.json").read_text())["args"]
     assert known["cuda_graphs"] == ((name, ablation) not in BRANCHING)
     assert known.get("netrand", False) == ("--netrand" in flags)

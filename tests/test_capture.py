@@ -9,7 +9,7 @@ import functools
 
 import pytest
 import torch
-from conftest import ScriptedEnvs, folder_in, load, make_agent_of, replace, tiny_args, weights
+from conftest import ROOT, ScriptedEnvs, folder_in, load, make_agent_of, replace, tiny_args, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -195,6 +195,20 @@ def test_a_captured_run_resumes_exactly(captured_script, tmp_path):
     part = folder_in(tmp_path / "part")
     resumed = replace(args, total_timesteps=2 * args.total_timesteps, resume=str(part))
     assert torch.equal(whole, trained(script, resumed))
+
+
+@pytest.mark.slow
+def test_a_model_of_timm_can_be_captured(graphs, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "benchmark" / "suites")
+    import networks
+
+    script, found = load("drqv2_pieg"), []
+    make_agent, real = networks.timm_encoder("test_efficientnet")(script), script.Captured
+    for on in (False, True):
+        monkeypatch.setattr(script, "Captured", lambda function, _, pool=None, on=on: real(function, on))
+        args = tiny_args("drqv2_pieg", tmp_path / str(on), eval_every=0)
+        found.append(weights(script.train(args, ScriptedEnvs, make_agent)))
+    assert Graph.replays > 10 and torch.equal(*found)
 
 
 # ---- On a GPU ----

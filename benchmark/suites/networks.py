@@ -475,9 +475,9 @@ def timm_encoder(name="", stage=0):
         """PIE-G on a model of timm in ResNet's place: --encoder-name NAME [--encoder-stage K].
 
         --encoder-weights imagenet (timm's, a download), random, or a file of the model's. All else is as in the script:
-        frozen, with its projection, fusion of frames and batch normalisation. Deviation: each model sees pictures
-        normalised by the mean and deviation that its weights were trained with. The authors subtract 0.5 and no more,
-        which their ResNet mends by its batch normalisation; a model without any would see what it never saw.
+        frozen, with its projection, fusion of frames and batch normalisation. Deviation: pictures are normalised by the
+        mean and deviation that the model was pretrained with (timm's pretrained_cfg), whatever its weights. The authors
+        subtract 0.5 alone. Batch normalisation that adapts makes up for that in a ResNet; other models have none.
         """
 
         class Agent(script.Agent):
@@ -575,9 +575,7 @@ def timm_weights(name, path):
         raise ValueError("no such file; `imagenet`, `random` or a file of the model's weights")
     state = timm.models.load_state_dict(path)
     if "_conv_stem.weight" in state:
-        if not name.startswith(
-            "tf_efficientnet_lite"
-        ):  # efficientnet_lite0 has other padding, and loads without an error
+        if not name.startswith("tf_efficientnet_lite"):  # efficientnet_lite0 would take them, but pads otherwise
             raise ValueError("those are weights of --encoder-name tf_efficientnet_lite0, or another of the tf_ ones")
         state = from_lite(state, timm.create_model(name))
     return state
