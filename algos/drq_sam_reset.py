@@ -623,6 +623,14 @@ def train(args, make_envs=make_envs, make_agent=Agent):
     def learn(*draws):
         return update(agent, target, optimizer, replay, dict(zip(DRAWS, draws, strict=True)), args)
 
+    def measure():
+        """The online network's active units on 512 transitions, as in the paper. --eval-seed draws them."""
+        uniform = torch.rand(512, dtype=torch.float64, generator=torch.Generator().manual_seed(args.eval_seed))
+        index, _ = replay.sample(uniform.to(device), 1.0)
+        obs = replay.gather(index)["obs"]
+        shares = active_units(agent, lambda: act(agent, obs))
+        return {f"charts/active_{name}": share for name, share in shares.items()}
+
     # The target network acts. Reference code: base.py:107.
     learner, policy = Captured(learn, graphs), Captured(partial(act, target), graphs)
     obs, _ = envs.reset()
@@ -637,6 +645,8 @@ def train(args, make_envs=make_envs, make_agent=Agent):
                 run.say(f"evaluating, {episodes} games")
                 run.log(compare([target], replace(args, eval_episodes=episodes), make_envs, run.tick))
                 run.log({"charts/eval_episodes": episodes, "charts/eval_seconds": time.monotonic() - start})
+                if run.step >= args.learning_starts:
+                    run.log(measure())
                 run.evaluated = run.step
             if last:
                 break
@@ -742,6 +752,33 @@ def evaluate(agent, args, make_envs, split, tick=lambda: None):
 def compare(agents, args, make_envs, tick=lambda: None):
     """{key: number} to log: the mean return of the one agent there is."""
     return {"eval/test_return": float(evaluate(agents[0], args, make_envs, "test", tick).mean())}
+
+
+@torch.no_grad()
+def active_units(network, forward):
+    """Shares of the units behind ReLUs that are not zero in forward(), without noise. Paper: 5.1.
+
+    {name: share} of each nn.ReLU, however the network is changed, and of each child of the network that holds some.
+    """
+    layers, hooks = {}, []
+
+    def note(name, module, inputs, output):
+        layers[name] = (output != 0).flatten()
+
+    for name, module in network.named_modules():
+        if isinstance(module, nn.ReLU):
+            hooks.append(module.register_forward_hook(partial(note, name)))
+    network.eval()
+    forward()
+    network.train()
+    for hook in hooks:
+        hook.remove()
+    shares = {name: active.float().mean().item() for name, active in layers.items()}
+    for part, _ in network.named_children():
+        inside = [active for name, active in layers.items() if name.startswith(f"{part}.")]
+        if inside:
+            shares[part] = torch.cat(inside).float().mean().item()
+    return shares
 
 
 # ---- 9. Checkpoints, logs, command line ----

@@ -659,6 +659,20 @@ def train(args, make_envs=make_envs, make_agent=Agent):
         draws = {"rows": rows, "offsets": offsets, "normal": normal}
         return update(agent, target, optimizer, replay, draws, args)
 
+    def measure():
+        """The online network's active units on 512 transitions, as in the paper. --eval-seed draws them."""
+        uniform = torch.rand(512, dtype=torch.float64, generator=torch.Generator().manual_seed(args.eval_seed))
+        batch = replay.gather(replay.sample(uniform).to(device))
+        pixels = to_pixels(batch["obs"])
+
+        def forward():
+            hidden = agent.encoder(pixels)
+            agent.critic(hidden, batch["actions"])
+            agent.actor(hidden)
+
+        shares = active_units(agent, forward)
+        return {f"charts/active_{name}": share for name, share in shares.items()}
+
     learner, policy = Captured(learn, graphs), Captured(partial(act, agent), graphs)
     obs, _ = envs.reset()
     replay.begin(obs[0, -1])
@@ -672,6 +686,8 @@ def train(args, make_envs=make_envs, make_agent=Agent):
                 run.say(f"evaluating, {episodes} episodes")
                 run.log(compare([agent], replace(args, eval_episodes=episodes), make_envs, run.tick))
                 run.log({"charts/eval_episodes": episodes, "charts/eval_seconds": time.monotonic() - start})
+                if run.step >= args.learning_starts:
+                    run.log(measure())
                 run.evaluated = run.step
             if last:
                 break
@@ -761,6 +777,33 @@ def evaluate(agent, args, make_envs, split, tick=lambda: None):
 def compare(agents, args, make_envs, tick=lambda: None):
     """{key: number} to log: the mean return of the one agent."""
     return {"eval/test_return": float(evaluate(agents[0], args, make_envs, "test", tick).mean())}
+
+
+@torch.no_grad()
+def active_units(network, forward):
+    """Shares of the units behind ReLUs that are not zero in forward(), without noise. Paper: 5.1.
+
+    {name: share} of each nn.ReLU, however the network is changed, and of each child of the network that holds some.
+    """
+    layers, hooks = {}, []
+
+    def note(name, module, inputs, output):
+        layers[name] = (output != 0).flatten()
+
+    for name, module in network.named_modules():
+        if isinstance(module, nn.ReLU):
+            hooks.append(module.register_forward_hook(partial(note, name)))
+    network.eval()
+    forward()
+    network.train()
+    for hook in hooks:
+        hook.remove()
+    shares = {name: active.float().mean().item() for name, active in layers.items()}
+    for part, _ in network.named_children():
+        inside = [active for name, active in layers.items() if name.startswith(f"{part}.")]
+        if inside:
+            shares[part] = torch.cat(inside).float().mean().item()
+    return shares
 
 
 # ---- 9. Checkpoints, logs, command line ----

@@ -286,33 +286,3 @@ def suite_of(about):
 def plain(task):
     """One spelling of a task for all: mspacman of MsPacman and ms_pacman."""
     return task.lower().replace("-", "").replace("_", "")
-
-
-# ---- A measure of networks ----
-def active_shares(network, forward):
-    """Shares of the units behind ReLUs that are not zero in forward(), {name: float}.
-
-    Of the whole "backbone" and "head" of a network, which it has by these names, and of each ReLU in them.
-    """
-    import torch  # see load_run
-
-    layers, hooks = {}, []
-
-    def note(name):
-        return lambda module, inputs, output: layers.update({name: (output != 0).flatten()})
-
-    for name, module in network.named_modules():
-        if isinstance(module, torch.nn.ReLU):
-            hooks.append(module.register_forward_hook(note(name)))
-    with torch.no_grad():
-        forward()
-    for hook in hooks:
-        hook.remove()
-    shares = {}
-    for part in ("backbone", "head"):
-        inside = {name: active for name, active in layers.items() if name.startswith(f"{part}.")}
-        if inside:
-            shares[part] = torch.cat(list(inside.values())).float().mean().item()
-        for name, active in inside.items():
-            shares[name] = active.float().mean().item()
-    return shares

@@ -440,7 +440,7 @@ def test_crelu_of_rainbow_keeps_the_widths(tmp_path):
     _, _, agent = agent_of("plastic", tmp_path, "drq_sam_reset", n_atoms=51)
     assert size_of(agent.head) == head and size_of(agent.backbone) == size_of(plain.backbone) + 2 * (32 + 64 + 64)
     obs = images(0, name="drq_sam_reset")
-    active = common.active_shares(agent, lambda: script.act(agent, obs))  # of the norms' ReLUs, and of CReLUs
+    active = script.active_units(agent, lambda: script.act(agent, obs))  # of the norms' ReLUs, and of CReLUs
     assert active["head"] == 0.5 and 0 < active["backbone"] < 1
 
 
@@ -944,7 +944,6 @@ BRANCHING = {("ppo_netrand", "dropout"), ("ppo_netrand", "l2"), ("drq_sam_reset"
 MORE = {
     ("ppo_netrand", "dropout"): ["--netrand"],
     ("drq_sam_reset", "swa"): ["--sam"],
-    ("drq_sam_reset", "plain"): ["--active-units"],
 }
 LIKE = {(name, f"l2_{amount}") for name in ("drq_sam_reset", "sac_sam_reset") for amount in ("1e-3", "1e-5")}
 FAST = {("ppo_netrand", "cutout"), ("mdpo", "frozen")}  # one of environments, one of networks
@@ -1018,48 +1017,6 @@ def test_dropout_gives_ratios_of_one_at_first(monkeypatch, tmp_path):
     assert all(parts["approx_kl"].abs() > 1e-6 for parts in first[3::4])
 
 
-class TwoStreams(AGENTS["drq_sam_reset"]):
-    """A small network with the head of drq_sam_reset.py."""
-
-    def __init__(self, envs, args):
-        super().__init__(envs, args)
-        self.head = load("drq_sam_reset").DuelingHead(16, int(envs.single_action_space.n), args.n_atoms, 0.5)
-
-
-def test_active_units_are_logged_on_request_and_change_nothing(monkeypatch, tmp_path):
-    script = pin(monkeypatch, "drq_sam_reset")
-    for name in ("Agent", "compare", "Replay"):  # the last two to be put back
-        monkeypatch.setattr(script, name, TwoStreams if name == "Agent" else getattr(script, name))
-    flags = ["--no-sam", "--reset-every", "3", "--eval-every", "3"]  # evaluated once before the first update
-    run(monkeypatch, "drq_sam_reset", "plain", *flags_of("drq_sam_reset", tmp_path / "without"), *flags)
-    run(monkeypatch, "drq_sam_reset", "plain", *flags_of("drq_sam_reset", tmp_path / "with"), *flags, "--active-units")
-    folder, without = folder_in(tmp_path / "with"), folder_in(tmp_path / "without")
-    assert same(state_of(folder), state_of(without)) and "charts/active" not in (without / "metrics.csv").read_text()
-    logged = [line.split(",") for line in evaluations(folder) if "active" in line]
-    assert [int(step) for step, *_ in logged] == [6, 6, 9, 9, 12, 12, 15, 15, 18, 18]
-
-    args = script.Args(**json.loads((folder / "args.json").read_text())["args"])
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    agent = TwoStreams(PlainEnvs(args, "test"), args)
-    agent.load_state_dict(state["agent"])
-    replay = script.Replay(args.total_timesteps, (4, 84, 84), args, torch.device("cpu"), folder / "replay.bin")
-    replay.load_state_dict(state["replay"])
-    uniform = torch.rand(512, dtype=torch.float64, generator=torch.Generator().manual_seed(args.eval_seed))
-    obs = replay.gather(replay.sample(uniform, 1.0)[0])["obs"]
-    found = dict(row[1:] for row in logged[-2:])
-    for part, expected in slow_shares(agent.eval(), script.to_pixels(obs)).items():
-        assert float(found[f"charts/active_{part}"]) == pytest.approx(expected, abs=1e-6)
-
-
-@torch.no_grad()
-def slow_shares(agent, pixels):
-    """Share of what is not zero behind the ReLUs, layer by layer."""
-    hidden = agent.backbone(pixels)  # ends with its ReLU
-    head = [stream[0](hidden).relu() for stream in (agent.head.value, agent.head.advantage)]
-    shares = {"backbone": hidden, "head": torch.cat(head)}
-    return {part: (values > 0).float().mean().item() for part, values in shares.items()}
-
-
 def test_a_copy_is_known_by_its_arguments_and_lies_in_the_run(scripts, monkeypatch, tmp_path):
     text = (ROOT / "algos" / "mdpo.py").read_text()
     copy_path = tmp_path / "mine.py"
@@ -1100,7 +1057,6 @@ def test_plastic_is_the_method_on_its_networks():
         (["ppo_netrand"], "gray"),
         (["ppo_netrand", "nope"], "cutout"),
         (["drqv2_pieg", "l2"], "no ablation 'l2' of drqv2_pieg, there are: timm"),
-        (["ppo_netrand", "l2", "--active-units"], "--active-units: for drq_sam_reset.py"),
         (["ppo_netrand", "l2", "--resume", "nowhere"], "nowhere is no folder of a run"),
     ],
 )

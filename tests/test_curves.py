@@ -112,7 +112,6 @@ def test_a_run_of_a_changed_copy_is_collected_and_drawn_like_any_other(tmp_path,
     [
         (["algos/mdpo.py"], "mdpo", "mdpo"),
         (["/x/benchmark/suites/ablations.py", "mdpo", "doubled", "--seed", "1"], "mdpo", "mdpo doubled"),
-        (["benchmark/suites/ablations.py", "mdpo", "plain"], "mdpo", "mdpo"),
         (["benchmark/suites/ablations.py", "algos/mine.py", "doubled"], "mine", "mine doubled"),
         (["benchmark/suites/drawerworld.py", "drqv2_pieg"], "drqv2_pieg", "drqv2_pieg drawerworld"),
         (["notebook.py"], "mdpo", "mdpo notebook"),
@@ -439,6 +438,24 @@ def test_seeds_stand_in_a_band_of_their_deviation():
     ends = band.get_paths()[0].get_extents()
     assert (ends.y0, ends.y1) == pytest.approx((20 - 200**0.5, 20 + 200**0.5))
     plt.close(figure)
+
+
+def test_keys_that_are_no_returns_have_a_panel_each(folders, monkeypatch, capsys):
+    """As the active units of a layer, without a line at a return and on an axis of its own."""
+    with open(folders / "run0" / "metrics.csv", "a") as file:
+        file.write("10,charts/active_head,0.25\n10,charts/active_head.value.1,0.75\n")
+    run(collect, monkeypatch, f"A={folders}/run0", "--out", folders / "a.csv")
+    keys = ["charts/active_head", "charts/active_head.value.1"]
+    rows = papers.load([folders / "a.csv"])
+    figure = plot_curves.draw_all(rows, floor="A", printed=plot_curves.published(), keys=keys)
+    assert [axis.get_title() for axis in figure.axes] == [f"maze, {key}" for key in keys]
+    assert all(not axis.lines for axis in figure.axes)
+    figure = plot_curves.draw_all(rows, printed=plot_curves.published(), keys=keys)
+    assert [[line.get_ydata().tolist() for line in axis.lines] for axis in figure.axes] == [[[0.25]], [[0.75]]]
+    plt.close("all")
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run(plot_curves, monkeypatch, folders / "a.csv", "--out", folders / "a.svg", "--keys", "charts/nope")
+    assert "--keys charts/nope: there are eval/test_return charts/active_head" in capsys.readouterr().err
 
 
 def test_pictures_are_the_same_bytes_each_time(folders, monkeypatch, capsys):

@@ -195,7 +195,7 @@ def short_form(path, argv):
 
 def is_evaluated(argv):
     """Whether a command that trains says something about evaluations. The others go without: they take long."""
-    return any("--eval" in word or word == "--active-units" for word in argv)
+    return any("--eval" in word for word in argv)
 
 
 def short_training(script, evaluated):

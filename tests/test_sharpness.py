@@ -13,6 +13,7 @@ import sharpness
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from conftest import ScriptedEnvs, folder_in, load, tiny_args
 from runs import assert_refuses, run, tiny_run
 from test_robustness import rng
 
@@ -101,9 +102,75 @@ def test_active_units_of_a_layer_made_by_hand():
         layer.bias.zero_()
         dead.bias.fill_(-100)
     inputs = torch.tensor([[1.0, -2.0], [3.0, 1.0]])  # before the ReLU: 1, -2, -1 and 3, 1, 4
-    shares = common.active_shares(network, lambda: head(network["backbone"](inputs)))
+    shares = load("drq_sam_reset").active_units(network, lambda: head(network["backbone"](inputs)))
     assert shares == {"backbone": pytest.approx(4 / 6), "backbone.1": pytest.approx(4 / 6), "head": 0, "head.1": 0}
     assert not any(module._forward_hooks for module in network.modules())
+
+
+@torch.no_grad()
+def units_of(layers, x):
+    """Outputs of a Sequential's ReLUs, worked out from their inputs, {place in it: values}, and what comes last."""
+    found = {}
+    for n, layer in enumerate(layers):
+        if isinstance(layer, nn.ReLU):
+            found[n] = x = torch.where(x > 0, x, 0)
+        else:
+            x = layer(x)
+    return found, x
+
+
+def rainbow_units(script, agent, batch):
+    agent.eval()
+    units, hidden = units_of(agent.backbone, batch["obs"].float() / 255)
+    layers = {f"backbone.{n}": values for n, values in units.items()}
+    for name in ("value", "advantage"):
+        units, _ = units_of(getattr(agent.head, name), hidden)
+        layers |= {f"head.{name}.{n}": values for n, values in units.items()}
+    return layers
+
+
+def sac_units(script, agent, batch):
+    units, hidden = units_of(agent.encoder, batch["obs"].flip(2, 3).float() / 255)
+    layers = {f"encoder.{n}": values for n, values in units.items()}
+    inputs = torch.cat([agent.critic.project(hidden), batch["actions"]], dim=1)
+    for name in ("q1", "q2"):
+        units, _ = units_of(getattr(agent.critic, name), inputs)
+        layers |= {f"critic.{name}.{n}": values for n, values in units.items()}
+    units, _ = units_of(agent.actor.head, agent.actor.project(hidden))
+    return layers | {f"actor.head.{n}": values for n, values in units.items()}
+
+
+@pytest.mark.parametrize(("name", "slow_units"), [("drq_sam_reset", rainbow_units), ("sac_sam_reset", sac_units)])
+def test_a_run_logs_the_active_units_of_its_network_from_the_first_update_on(name, slow_units, tmp_path):
+    script = load(name)
+    args = tiny_args(name, tmp_path, total_timesteps=18, learning_starts=9, eval_every=6, exact_every=0, batch_size=4)
+    args = script.check(args)
+    script.train(args, ScriptedEnvs)
+    folder = folder_in(tmp_path)
+    logged = {}
+    for line in (folder / "metrics.csv").read_text().splitlines():
+        step, key, value = line.split(",")
+        if key.startswith("charts/active_"):
+            logged.setdefault(int(step), {})[key.removeprefix("charts/active_")] = float(value)
+    assert list(logged) == [12, 18]  # not at step 6
+
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    envs = ScriptedEnvs(args, "test")
+    agent = script.Agent(envs, args)
+    agent.load_state_dict(state["agent"])
+    shape, actions = envs.single_observation_space.shape, envs.single_action_space.shape
+    capacity = getattr(args, "buffer_size", args.total_timesteps)
+    replay = script.Replay(capacity, shape, *actions, args, torch.device("cpu"), folder / "replay.bin")
+    replay.load_state_dict(state["replay"])
+    uniform = torch.rand(512, dtype=torch.float64, generator=rng(args.eval_seed))
+    index = replay.sample(uniform, 1.0)[0] if name == "drq_sam_reset" else replay.sample(uniform)
+    layers = slow_units(script, agent, replay.gather(index))
+    wanted = {layer: (values != 0).double().mean().item() for layer, values in layers.items()}
+    for part in {layer.partition(".")[0] for layer in layers}:
+        values = torch.cat([values.flatten() for layer, values in layers.items() if layer.startswith(part)])
+        wanted[part] = (values != 0).double().mean().item()
+    assert logged[18] == pytest.approx(wanted, abs=1e-5)
+    assert len(set(wanted.values())) > 5 and logged[12] != logged[18]
 
 
 # ---- The scripts ----

@@ -184,7 +184,7 @@ def rainbow(run):
     def active_shares(count, rng):
         index, _ = sample(count, rng)
         obs = replay.gather(index)["obs"]
-        return common.active_shares(agent.eval(), lambda: script.act(agent, obs))
+        return script.active_units(agent, lambda: script.act(agent, obs))
 
     return make_loss, active_shares
 
@@ -234,7 +234,7 @@ def soft_actor_critic(run):
         batch = sample(count, rng)
         pixels = script.to_pixels(batch["obs"])
         actions = batch["actions"]
-        return common.active_shares(network, lambda: agent.critic(agent.encoder(pixels), actions))
+        return script.active_units(network, lambda: agent.critic(agent.encoder(pixels), actions))
 
     return make_loss, active_shares
 

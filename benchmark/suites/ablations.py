@@ -7,7 +7,6 @@
     python benchmark/suites/ablations.py ppo_netrand cutout --resume runs/<folder>
     python benchmark/suites/ablations.py mdpo frozen --encoder runs/<folder>        # new heads on a trained encoder
     python benchmark/suites/ablations.py drqv2_pieg timm --encoder-name resnet50    # any model of timm
-    python benchmark/suites/ablations.py drq_sam_reset plain --active-units         # logs charts/active_* too
     python benchmark/analyses/evaluate.py runs/<folder>                             # as any other run
 
 The command in a run's args.json says which ablation it is.
@@ -18,7 +17,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -45,7 +43,6 @@ ABLATIONS = {
         "l2": ("change", networks.l2(1e-4, spared="bias"), [*PPO, "--no-cuda-graphs"]),
     },
     "drq_sam_reset": {
-        "plain": ("change", networks.plain, []),
         "layer_norm": ("change", networks.rainbow_layer_norm, BASE),
         "crelu": ("change", networks.rainbow_crelu, BASE),
         "l2_1e-3": ("change", networks.l2(1e-3, spared=()), BASE),  # Paper: 7.3, the best of three
@@ -131,7 +128,6 @@ class Own:
     encoder_agent: int = 1  # which of its agents
     encoder_name: str = ""  # model of timm
     encoder_stage: int = 0  # which of its features, from 1 (0: the last of stride 8)
-    active_units: bool = False  # log charts/active_* with each evaluation
     resume: str | None = None
 
 
@@ -155,7 +151,6 @@ def main(argv):
             common.fail(f"--resume {own.resume}: that run is not of the ablation {name}, but {ablation_of(about)!r}")
         flags = ["--resume", own.resume]  # a run keeps its arguments
         before = own_of(about["command"][3:])
-        own.active_units = own.active_units or before.active_units
         for key in ("encoder_name", "encoder_stage"):
             if getattr(own, key) not in (getattr(Own, key), getattr(before, key)):
                 common.fail(f"--{key.replace('_', '-')} is {getattr(before, key)} in that run and stays so")
@@ -173,8 +168,6 @@ def main(argv):
             stage = f"_{own.encoder_stage}" if own.encoder_stage else ""
             flags += ["--exp-name", f"{path.stem}_timm_{own.encoder_name}{stage}"]
     make_envs, make_agent = factories(script, kind, change)
-    if own.active_units:
-        make_agent = log_active_units(script, make_agent)
     script.main([*flags, *given], make_envs, make_agent)
 
 
@@ -206,47 +199,6 @@ def timm_of(own):
     """The ablation with the model that --encoder-name and --encoder-stage name."""
     networks.check_timm(own.encoder_name)
     return networks.timm_encoder(own.encoder_name, own.encoder_stage)
-
-
-def log_active_units(script, make_agent):
-    """Makes the script log charts/active_backbone and charts/active_head with each evaluation. -> its make_agent.
-
-    They are the shares of units that are not zero behind the ReLUs of the online network, without noise.
-    Paper: on 512 transitions of the replay. Nothing is drawn from the streams of training.
-    """
-    if "sam_scope" not in vars(script.Args()):
-        common.fail("--active-units: for drq_sam_reset.py and its copies")
-    agents, replays, compare = [], [], script.compare
-
-    def make_noted_agent(envs, args):
-        agent = make_agent(envs, args)
-        if not agents:  # the later ones are fresh heads for resets
-            agents.append(agent)
-        return agent
-
-    class Replay(script.Replay):
-        def __init__(self, *args):
-            super().__init__(*args)
-            replays.append(self)
-
-    def compare_and_measure(evaluated, args, *rest):
-        scalars = compare(evaluated, args, *rest)
-        (agent,), (replay,) = agents, replays
-        if replay.size >= args.learning_starts:
-            rng = torch.Generator().manual_seed(args.eval_seed)
-            uniform = torch.rand(512, dtype=torch.float64, generator=rng).to(replay.device)
-            index, _ = replay.sample(uniform, 1.0)
-            obs = replay.gather(index)["obs"]
-            agent.eval()
-            shares = common.active_shares(agent, lambda: script.act(agent, obs))
-            agent.train()
-            for part in ("backbone", "head"):
-                if part in shares:
-                    scalars[f"charts/active_{part}"] = shares[part]
-        return scalars
-
-    script.Replay, script.compare = Replay, compare_and_measure
-    return make_noted_agent
 
 
 if __name__ == "__main__":

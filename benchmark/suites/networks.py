@@ -207,7 +207,7 @@ def rainbow_crelu(script, agent, args):
     """Concatenated ReLUs behind layers of half the width.
 
     Paper: 7.3, all ReLUs. Reference code: nature.py:60-68, rainbow_policy.py:114-125, of two variants the one of
-    its scripts. Half of what is behind a CReLU is always zero, so --active-units says nothing here.
+    its scripts. Half of what is behind a CReLU is always zero, so charts/active_* say nothing here.
     """
     halve_for_crelu(script, agent, args)
 
@@ -461,10 +461,6 @@ def frozen(encoder=None):
         agent.encoder.requires_grad_(False)
 
     return frozen
-
-
-def plain(script, agent, args):
-    """The script as it is, for --active-units."""
 
 
 # ---- Networks of the paper on pretrained encoders ----

@@ -32,7 +32,8 @@ class Args:
         "eval/mc_test_return",
         "eval/mc_train_return",
         "eval/mc_full_look_return",
-    )  # what is taken from metrics.csv
+        "charts/active_",
+    )  # what is taken from metrics.csv: keys that begin so
 
 
 def main():
@@ -100,7 +101,7 @@ def rows_of(method, folder, args):
     }
     rows = []
     for row in metrics:
-        if row["key"] in args.keys:
+        if row["key"].startswith(args.keys):
             if not math.isfinite(float(row["value"])):
                 raise ValueError(f"metrics.csv: {row['key']} is {row['value']} at step {row['step']}")
             count = episodes.get(row["step"], "") if row["key"].startswith("eval/") else ""
@@ -148,7 +149,7 @@ def settings_of(folder, about):
         script = next((path.stem for path in folder.glob("*.py")), stem)
     name = script
     if stem == "ablations":  # ablations.py SCRIPT ABLATION
-        name = script if words[1] == "plain" else f"{script} {words[1]}"
+        name = f"{script} {words[1]}"
     elif stem != script:
         name = f"{script} {stem}"
     settings = common.settings_of(about["args"])

@@ -4,6 +4,8 @@ Each seed is a thin line. Their mean, as far as all of them go, is bold, in a ba
 lines are what papers printed of the same task.
 
     python benchmark/tables/plot_curves.py benchmark/results/<experiment>.csv --out curves.png --floor untrained
+    python benchmark/tables/plot_curves.py benchmark/results/<experiment>.csv --out active.png \
+        --keys charts/active_backbone charts/active_head  # the share of active units, over training
 """
 
 import re
@@ -44,6 +46,7 @@ MARK = 50_000_000  # of what was printed after several numbers of steps, what is
 class Args:
     results: tyro.conf.Positional[list[str]]  # CSV files of collect.py
     out: str  # .png or .svg
+    keys: tuple[str, ...] = ()  # what to draw instead of returns: keys of the CSV, a panel for each
     floor: str | None = None  # a method of the CSV to draw as a level line, such as an untrained policy
     published: tuple[str, ...] = ()  # files of benchmark/published/ without .csv (default: all; none: no level lines)
 
@@ -53,7 +56,7 @@ def main():
     check_out(args.out, ".png", ".svg")
     try:
         printed = published(args.published)
-        save(draw_all(papers.load(args.results), args.floor, printed), args.out)
+        save(draw_all(papers.load(args.results), args.floor, printed, args.keys), args.out)
     except (OSError, ValueError) as error:
         fail(error)
     print(args.out)
@@ -69,23 +72,30 @@ def published(files=()):
     return rows[rows["origin"].isin(files)] if files else rows
 
 
-def draw_all(data, floor=None, printed=None):
-    """The figure of papers.load's rows, with level lines of papers.per_task's."""
+def draw_all(data, floor=None, printed=None, keys=()):
+    """The figure of papers.load's rows, with level lines of papers.per_task's. keys: draws these, not returns."""
     methods = [method for method in data["method"].unique() if method != floor]
     if floor and floor not in set(data["method"]):
         raise ValueError(f"--floor {floor}: no such method; there are {', '.join(methods)}")
     tasks = sorted(data["task"].unique())
-    panels = [title for title, lines in PANELS.items() if data["key"].isin(lines).any()]
+    panels = {title: lines for title, lines in PANELS.items() if data["key"].isin(lines).any()}
+    if keys:
+        panels = {key: {key: "-"} for key in keys}
+        missing = set(keys) - set(data["key"])
+        if missing:
+            raise ValueError(f"--keys {' '.join(sorted(missing))}: there are {' '.join(data['key'].unique())}")
     if not panels:
         raise ValueError("no return of an episode in these CSVs")
-    figure, axes = plt.subplots(len(tasks), len(panels), squeeze=False, sharey="row", layout="constrained")
+    share = False if keys else "row"
+    figure, axes = plt.subplots(len(tasks), len(panels), squeeze=False, sharey=share, layout="constrained")
     for row, task in zip(axes, tasks, strict=True):
         rows = data[data["task"] == task]
-        for axis, title in zip(row, panels, strict=True):
-            lines = PANELS[title]
-            draw(axis, rows, lines, colours_of(methods), floor, levels_of(rows, lines, printed))
+        for axis, (title, lines) in zip(row, panels.items(), strict=True):
+            level = None if keys else floor  # a return
+            draw(axis, rows, lines, colours_of(methods), level, levels_of(rows, lines, printed))
             axis.set_title(f"{task}, {title}")
-        row[0].set_ylabel("return of an episode")
+        if not keys:
+            row[0].set_ylabel("return of an episode")
     longest = max(legend_rows(axis) for axis in axes.flat)
     figure.set_size_inches(6 * len(panels), (4 + 0.18 * longest) * len(tasks))
     return figure
@@ -151,7 +161,7 @@ def draw_seeds(axis, runs, line, colour):
         count = "1 seed"
     if mean.empty:
         count += ", no steps in common"
-    label = f"{method}, {KEYS[key]} ({count})"
+    label = f"{method}, {KEYS.get(key, key)} ({count})"
     marker = "o" if len(mean) == 1 and line[0] == "-" else ""
     axis.plot(mean, marker + line, color=colour, linewidth=2, markersize=5, label=label)
 
