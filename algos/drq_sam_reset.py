@@ -808,12 +808,17 @@ class Run:
         self.evaluated = self.state["evaluated"]  # step of the last evaluation
         self.exact_step = self.state["exact_step"]  # step at which environments started afresh
         self.exact = self.state["exact"]  # nothing was played or learned since then
+        self.hours, self.began = self.state.get("hours", 0.0), time.monotonic()  # hours of earlier sessions
         if self.step >= args.total_timesteps and not self.evaluation_due():
             fail(f"{self.folder} is finished at step {self.step}: raise --total-timesteps")
 
     def restore(self, parts):
         """Takes what checkpoints hold; if the run is resumed, gives these parts their state back."""
         self.parts = parts
+        self.about["parameters"] = 0  # that learn
+        for optimizer in [part for part in parts.values() if isinstance(part, torch.optim.Optimizer)]:
+            for group in optimizer.param_groups:
+                self.about["parameters"] += sum(param.numel() for param in group["params"] if param.requires_grad)
         if self.args.resume:
             for name, part in parts.items():
                 load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
@@ -931,6 +936,8 @@ class Run:
                 number = isinstance(value, torch.Tensor | float)
                 if number and not torch.as_tensor(value).isfinite().all():
                     self.fail(f"{name} is not finite")
+        state["hours"] = self.hours + (time.monotonic() - self.began) / 3600
+        self.log({"charts/hours": state["hours"]})  # of all sessions, with evaluations
         os.fsync(self.metrics.fileno())
         state["metrics_bytes"] = os.path.getsize(self.metrics.name)
         buffer = io.BytesIO()

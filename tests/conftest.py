@@ -17,7 +17,7 @@ import torch
 import torch.nn as nn
 
 ROOT = Path(__file__).parent.parent
-TIMES = ("charts/SPS", "charts/eval_seconds")  # keys of metrics.csv that no two runs share
+TIMES = ("charts/SPS", "charts/eval_seconds", "charts/hours")  # keys of metrics.csv that no two runs share
 SCRIPTS = ["drq_sam_reset", "drqv2_pieg", "mdpo", "ppo_netrand", "sac_sam_reset"]
 
 # A row per script. args: arguments under which `train` runs on scripted environments in about a second (two iterations,
@@ -236,9 +236,9 @@ def leaves(state, name=""):
 
 
 def state_of(folder):
-    """{name: value} of all that a run's checkpoint holds, but for how long its log is."""
+    """{name: value} of all that a run's checkpoint holds, but for how long its log is and it took."""
     state = torch.load(Path(folder) / "checkpoint.pt", weights_only=True)
-    return {name: value for name, value in leaves(state) if name != "metrics_bytes"}
+    return {name: value for name, value in leaves(state) if name not in ("metrics_bytes", "hours")}
 
 
 def same(one, two):

@@ -266,6 +266,25 @@ def test_args_json_has_each_start_of_a_run(one_of_each, tmp_path):
         assert session["packages"]["torch"] and session["hardware"]["torch_threads"] == torch.get_num_threads()
 
 
+def test_hours_of_all_sessions_and_parameters_that_learn(script, tmp_path):
+    """A resumed run goes on counting from its checkpoint, whatever it says there."""
+    args = tiny_args(script.__name__, tmp_path)
+    agent = go(script, args)
+    folder = folder_in(tmp_path)
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert 0 < state["hours"] < 0.1
+    torch.save(state | {"hours": 7.0}, folder / "checkpoint.pt")
+    go(script, replace(args, resume=str(folder), total_timesteps=2 * args.total_timesteps))
+    again = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert 7 < again["hours"] < 7.1
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    logged = [line for line in lines if "charts/hours" in line]
+    assert logged[-1] == f"{again['step']},charts/hours,{again['hours']}"
+    agents = agent if isinstance(agent, list) else [agent]
+    size = sum(param.numel() for one in agents for param in one.parameters())
+    assert json.loads((folder / "args.json").read_text())["parameters"] == size
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
