@@ -79,6 +79,7 @@ SMOKE = {
 SMOKE["ppo_netrand"] = SMOKE["mdpo"] + " --mc-samples 1"
 SMOKE |= {  # of programs that take finished runs
     "evaluate": "--eval-episodes 2",
+    "mc_samples": "--samples 1 --repeats 2 --episodes 2",
     "test": "--episodes 1",
     "robustness": "--episodes 1 --steps 4 --draws 2",
     "tsne": "--versions 12 --perplexity 4 --step 3",

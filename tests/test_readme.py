@@ -165,6 +165,7 @@ def short_form(path, argv):
     fixed = {
         "record": "--steps 3 --rows 1 --columns 1",
         "looks": "--episodes 2 --steps 8",
+        "mc_samples": "--samples 1 --repeats 2 --episodes 2",
         "plot_aggregate": "--reps 3",
         "report": "--reps 3",
         "robustness": "--episodes 1 --steps 3 --draws 2",

@@ -13,11 +13,11 @@
 # no description; image classification, which has no agent; cycle-consistency, in whose place looks.py has a distance.
 
 # CoinRun across looks: the method, PPO, and PPO with other regularisers. Figure 3 uses the first two: what they make of
-# a look that they never saw, and (3d) the policy that averages over 20 random kernels.
+# a look that they never saw, and (3d) the policy that averages over 1 to 20 random kernels.
 python algos/ppo_netrand.py --env-id coinrun --exp-name netrand --plain-look  # core
 python algos/ppo_netrand.py --env-id coinrun --exp-name ppo --no-netrand --plain-look  # core
 python benchmark/analyses/looks.py PPO=@ppo/coinrun netrand=@netrand/coinrun --out @/.
-python benchmark/analyses/evaluate.py @netrand/coinrun --mc-samples 20
+python benchmark/analyses/mc_samples.py @netrand/coinrun --out @/mc_samples.csv
 for name in gray cutout inversion jitter dropout batch_norm l2; do
     python benchmark/suites/ablations.py ppo_netrand $name --env-id coinrun --exp-name ppo_$name \
         --no-netrand --plain-look
