@@ -17,8 +17,8 @@ COLUMNS = ["method", "baseline_of", "suite", "task", "setting", "metric", "value
 # Numbers in each file, counted in the papers' tables: Table 1 of Lee et al. 2023 has 14 rows of 11 (two, and three with
 # an interval), Table 6 two more; Table 3's 12 rows have 66 filled cells; two optimality gaps. And so on.
 NUMBERS = {
-    "drq_sam_reset_atari100k": 14 * 11 + 2 * 11 + 66 + 2,
-    "sac_sam_reset_dmcm": 7 * 9 + 2 * (11 + 3),
+    "drq_sam_reset_atari100k": 14 * 11 + 2 * 11 + 66 + 2 + 1,
+    "sac_sam_reset_dmcm": 7 * 9 + 2 * (11 + 3) + 2,
     "pieg_dmcgb": 2 * 6 * 5 + 6 + 3 * 4 + 3 * 4 + 4,
     "procgen_ppo_openai": 17 * (4 + 8 + 2 + 4),
     "atari100k_other_baselines": 4 * (26 + 4),

@@ -325,6 +325,22 @@ def test_a_whole_run_is_in_its_cell(tmp_path):
     assert "| whole run, 100,000 of 100,000 steps | 1014 |" in report.runs_section("0", rows)
 
 
+def test_hours_and_parameters_of_whole_runs(tmp_path):
+    """Of a run with a GPU, up to the evaluation that counts, which has a save before it and one after it."""
+    runs = rows_of(seeds=(1, 2)).assign(parameters=6_868_842, hardware="NVIDIA H100, 16 cores x")
+    runs.loc[runs["seed"] == 2, "hardware"] = "no GPU, 2 cores x"
+    saves = [runs.assign(key="charts/hours", value=runs["step"] / 1e5 * hours, episodes="") for hours in (1.5, 2.0)]
+    longer = runs.assign(key="charts/hours", value=9.0, episodes="", step=120_000)
+    rows = loaded(tmp_path, pd.concat([runs, *saves, longer]), rows_of(seeds=(3,)))
+    ours = report.Ours(rows, reps=3)
+    assert ours.costs(ATARI, "DrQ") == {"parameters, M": "6.9", "GPU hours": "2.0 (NVIDIA H100)"}
+    assert ours.costs(ATARI, "DrQ", ["Pong"]) == ours.costs(ATARI, "DrQ+SAM") == ours.costs(ATARI, "IRIS") == {}
+    lines = report.runs_section("0", rows).split("\n")
+    ends = [line.split(" | ")[-3:] for line in lines if "| `python" in line]
+    assert ends[0] == ["9", "6,868,842", "NVIDIA H100, 16 cores x |"]
+    assert ends[1:] == [["9", "6,868,842", "no GPU, 2 cores x |"], ["-", "-", "x |"]]
+
+
 @pytest.mark.slow
 def test_made_twice_it_is_the_same(written, tmp_path, monkeypatch):
     copy_results(tmp_path)

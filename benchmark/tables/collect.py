@@ -33,6 +33,7 @@ class Args:
         "eval/mc_train_return",
         "eval/mc_full_look_return",
         "charts/active_",
+        "charts/hours",
     )  # what is taken from metrics.csv: keys that begin so
 
 
@@ -98,6 +99,7 @@ def rows_of(method, folder, args):
         "commit": about["commit"],
         "packages": packages_of(about),
         "hardware": hardware_of(about),
+        "parameters": about.get("parameters", ""),  # that learn
     }
     rows = []
     for row in metrics:

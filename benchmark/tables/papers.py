@@ -159,6 +159,7 @@ def load(paths, each_alone=False):
 
 
 COLUMNS = {"method", "suite", "task", "seed", "step", "key", "value", "script", "changed", "default_steps", "command"}
+RUN = ["task", "seed", "command"]  # what tells the runs of a method apart
 NUMBERS = ("seed", "step", "value", "default_steps", "episodes")
 
 
@@ -176,7 +177,8 @@ def read_rows(path):
     table = read_table(path)
     if table is None or not {*table} >= COLUMNS:
         return None
-    table = table.assign(episodes=table.get("episodes", "0"))  # the oldest have none
+    # The oldest have none of these.
+    table = table.assign(episodes=table.get("episodes", "0"), parameters=table.get("parameters", ""))
     try:
         for name in NUMBERS:
             table[name] = pd.to_numeric(table[name])
@@ -191,20 +193,22 @@ def read_rows(path):
 
 
 def scores(rows, file, name, key, mark=0):
-    """{task, as `plain` spells it: [return of a run]} of the runs that may stand beside a row of a paper's table.
+    """{task, as `plain` spells it: [return of a run]} of the runs that may stand beside a row of a paper's table."""
+    runs = whole_runs(rows, file, name, key, mark)
+    return {plain(task): own["value"].to_list() for task, own in runs.groupby("task")}
 
-    Each run counts with its first evaluation after `mark` steps, or after the paper's own (0), if it was one of at
-    least as many episodes as the script's last one by default.
+
+def whole_runs(rows, file, name, key, mark=0):
+    """The row of each run that may stand beside a row of a paper's table: its first evaluation after `mark` steps,
+
+    or after the paper's own (0), if it was one of at least as many episodes as the script's last one by default.
     """
     method = METHODS[file][name]
     rows = rows[rows["episodes"] >= episodes_of(method.script)]
     rows = rows[(rows["key"] == key) & (rows["script"] == method.script) & (rows["changed"] == as_text(method.changed))]
-    if rows.empty:
-        return {}
     needed = mark or method.steps or rows["default_steps"]
     rows = rows[rows["step"] >= needed].sort_values("step")
-    runs = rows.groupby(["task", "seed", "command"], as_index=False)["value"].first()
-    return {plain(task): runs["value"].to_list() for task, runs in runs.groupby("task")}
+    return rows.drop_duplicates(RUN).sort_values(RUN)
 
 
 def episodes_of(script):

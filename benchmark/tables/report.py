@@ -63,7 +63,7 @@ def write(folder, rows, reps):
         parts.append(runs_section(file, runs))
     parts += ["## The papers' tables", CELLS]
     for title, text in sections.items():
-        parts += [f"### {title}", text]
+        parts += [f"### {title}", text, f"**What differs in our runs**: {DIFFERENCES[title]}"]
     parts += ["## Speed", *speed_tables(folder), *other_tables(folder)]
     return paragraphs(*parts) + "\n"
 
@@ -77,8 +77,9 @@ the paper's number of steps. What there is instead are the shortened runs below,
 CELLS = """Upper line: the paper's. Lower line: ours, the mean ± standard deviation over runs, or an aggregate with its
 95 % interval. A run belongs to a cell if it has that row's arguments (`METHODS` in `benchmark/tables/papers.py`), was
 not run in bf16, and was evaluated after the paper's number of steps, in at least as many episodes as the script's last
-evaluation has by default. **Where a paper printed only aggregates or drew only figures, this
-is said; no number is read off a figure.**"""
+evaluation has by default. GPU hours are hours of the process on a machine with a GPU, evaluations included; runs that
+share a GPU each count in full. **Where a paper printed only aggregates or drew only figures, this is said; no number is
+read off a figure.**"""
 
 
 def summarise(sections):
@@ -151,6 +152,29 @@ class Ours:
         if len(found) == 1:
             return f"{mean} (1 run)"
         return f"{mean} ± {np.std(found, ddof=1):.{digits}f} ({len(found)} runs)"
+
+    def costs(self, file, name, tasks=None):
+        """{title: text of its cell} of the runs in a row's cells, of all tasks or of some: what learns, and how long.
+
+        Hours of the whole process up to that evaluation, of runs with a GPU.
+        """
+        found = [papers.whole_runs(self.rows, file, row, TEST) for row in amounts(file, name)]
+        if not found:
+            return {}
+        runs = pd.concat(found)
+        if tasks:
+            runs = runs[runs["task"].map(plain).isin(map(plain, tasks))]
+        texts, sizes = {}, pd.to_numeric(runs["parameters"]).dropna()
+        if len(sizes):
+            texts["parameters, M"] = f"{sizes.mean() / 1e6:.1f}"
+        on_gpu = runs[~runs["hardware"].str.startswith("no GPU")]
+        hours = self.rows[self.rows["key"] == "charts/hours"]
+        hours = on_gpu[[*papers.RUN, "step", "hardware"]].merge(hours[[*papers.RUN, "step", "value"]])
+        if len(hours):
+            cards = sorted({text.partition(",")[0] for text in hours["hardware"]})
+            longest = hours.groupby(papers.RUN)["value"].max()
+            texts["GPU hours"] = f"{longest.mean():.1f} ({', '.join(cards)})"
+        return texts
 
     def both(self, file, name, task, keys, digits=0):
         """Two returns of the same runs in a cell."""
@@ -241,9 +265,13 @@ def runs_section(file, runs):
         lines.append(line)
         for command, run in group.groupby("command", sort=False):
             about = run.iloc[0].fillna("")
-            sources.append([method, about["seed"], f"`{command}`", about["commit"][:7], about["hardware"]])
+            hours = run[run["key"] == "charts/hours"]["value"].max()
+            hours = "-" if np.isnan(hours) else f"{hours:.2g}"
+            size = f"{int(about['parameters']):,}" if about["parameters"] else "-"
+            line = [method, about["seed"], f"`{command}`", about["commit"][:7], hours, size, about["hardware"]]
+            sources.append(line)
     packages = ", ".join(f"`{line}`" for line in runs["packages"].dropna().unique())
-    commands = table(["method", "seed", "command", "commit", "hardware"], sources)
+    commands = table(["method", "seed", "command", "commit", "hours", "parameters", "hardware"], sources)
     return paragraphs(
         f"### [`{file}.csv`]({file}.csv)",
         f"![Return against steps of the runs in {file}.csv]({file}.svg)",
@@ -369,8 +397,7 @@ on Procgen):""",
         facts(rows, "ppo_netrand"),
         table(["task", "what", "why it is missing"], gaps),
         """Ours, CoinRun in the plain look, after as many steps. Of PPO+netrand the policy that averages over random
-kernels, as in the paper. Differences that remain: Procgen's CoinRun, a split by looks instead of themes, normalised
-rewards, 64 environments.""",
+kernels, as in the paper.""",
         table(["method", *(KEYS[key] for key in keys)], lines),
     )
 
@@ -396,9 +423,7 @@ def atari(ours):
 al. 2023's appendix did not survive in the text at hand. Its optimality gaps are those of the appendix. The interval of
 DER+SAM's mean does not contain the mean; both are as printed.""",
         f"![Aggregates on Atari-100k]({picture('atari-100k', TEST)})",
-        """**Lee et al. 2023, Tables 1 and 6.** DrQ's replay ratio is 2. Of DER the paper says only that it
-"optimizes its hyperparameters"; our rows of DER are DrQ's settings without augmentation. In brackets: intervals of
-95 %.""",
+        """**Lee et al. 2023, Tables 1 and 6.** DrQ's replay ratio is 2. In brackets: intervals of 95 %.""",
         aggregated(ours, rows[~third], file, "atari-100k", 3, ATARI_COLUMNS),
         "**Lee et al. 2023, Table 3**, the method with shrink and perturb beside others'.",
         aggregated(ours, rows[third], file, "atari-100k", 3, ATARI_COLUMNS),
@@ -417,7 +442,8 @@ def aggregated(ours, rows, file, suite, digits, columns):
             titles[title] = ""
     for (method, setting), group in rows.groupby(["method", "setting"], sort=False):
         name = f"{method}, {setting}" if setting.startswith("replay ratio") else method
-        known, own = dict(group[["metric", "value"]].to_numpy()), ours.aggregates(file, name, suite, digits)
+        known = dict(group[["metric", "value"]].to_numpy())
+        own = ours.aggregates(file, name, suite, digits) | ours.costs(file, name)
         line = dict(titles)
         for metric, value in known.items():
             if metric in columns:
@@ -481,8 +507,7 @@ def dmc(ours):
     return paragraphs(
         "Returns on the 11 tasks of DMC-M after 2M frames: 1M steps, or 500,000 of cheetah-run and reacher-easy.",
         f"![Aggregates on DMC-M]({picture('dmc', TEST)})",
-        """**Lee et al. 2023, Table 2.** In brackets: intervals of 95 %. Our quadrupeds have the other tasks' SAM
-radius: the paper sets it apart, but its text lost the value.""",
+        """**Lee et al. 2023, Table 2.** In brackets: intervals of 95 %.""",
         aggregated(ours, table_2, file, "dmc", 0, DMC_COLUMNS),
         """The runs behind two of its rows are public (rl_with_resets, 10 seeds) and show how the others are to be read.
 rliable gives the printed IQM and mean, to which the axes do not matter, but another median and narrower intervals; with
@@ -495,7 +520,18 @@ intervals with the lines "rliable" below.""",
         """**Task by task.** DrQ-SAC and DrQ-SAC+Reset are computed from those runs; the cells of the paper's appendix
 did not survive in the text at hand.""",
         table(["task", *methods], lines),
+        "**Lee et al. 2023, section 7.1**, hours of a run on an RTX 3090:",
+        run_times(ours, rows[rows["metric"] == "gpu_hours_per_run"], file),
     )
+
+
+def run_times(ours, rows, file):
+    """A line per set of tasks."""
+    lines = []
+    for row in rows.itertuples():
+        own = ours.costs(file, row.method, row.task.split("|")).get("GPU hours", NOT_RUN)
+        lines.append([row.setting, row.task.replace("|", ", "), cell(row.value, own)])
+    return table(["", "tasks", "GPU hours"], lines)
 
 
 def exchanged(reps):
@@ -519,7 +555,7 @@ def pieg(ours):
     features = text["walker", "mean_intensity_decrease_percent"]
     return paragraphs(
         """**Yuan et al. 2022 (workshop version), Table 1.** Returns in two of DMC-GB's looks. The paper says neither
-how many runs nor how many steps (ours: 500,500). Our SVEA is DrQ-v2 with overlaid pictures, which is close to it.""",
+how many runs nor how many steps (ours: 500,500).""",
         f"![Aggregates in video_easy]({picture('dmc-gb', VIDEO_EASY)})",
         f"![Aggregates in video_hard]({picture('dmc-gb', VIDEO_HARD)})",
         looks(ours, rows),
@@ -578,6 +614,26 @@ SECTIONS = {
     "Atari-100k, SAM and resets": atari,
     "DMC-M, SAM and resets": dmc,
     "DMC-GB and DrawerWorld, PIE-G": pieg,
+}
+
+
+# What differs, where a run fills a cell. The scripts' docstrings ("Deviations") have all of it.
+DIFFERENCES = {
+    "Procgen, MDPO": """EnvPool's Procgen in place of OpenAI's, as in all of Procgen's tables. Each evaluation plays one
+episode per environment; theirs takes the first ten to finish.""",
+    "Procgen, OpenAI's PPO": """batches of 16,384 in hard mode too, where theirs are of 65,536, and evaluations on fixed
+levels in place of the training loop's own episodes.""",
+    "CoinRun, network randomization": """Procgen's CoinRun in place of the old one, a split by looks instead of themes,
+normalised rewards, 64 environments.""",
+    "Atari-100k, SAM and resets": """EnvPool's Atari without the no-op frame after a lost life, and shifts by whole
+pixels. Of DER the paper says only that it "optimizes its hyperparameters"; our rows of DER are DrQ's settings without
+augmentation.""",
+    "DMC-M, SAM and resets": """today's dm_control and MuJoCo (the versions stand with each run), and the same ten
+episodes in all evaluations. Our quadrupeds have the other tasks' SAM radius: the paper sets it apart, but its text lost
+the value.""",
+    "DMC-GB and DrawerWorld, PIE-G": """today's dm_control and MuJoCo, pictures to overlay that are drawn and cropped
+once, and normalisation by the frames that are seen in all evaluations. Our SVEA is DrQ-v2 with overlaid pictures, which
+is close to it.""",
 }
 
 
