@@ -631,9 +631,9 @@ augmentation.""",
     "DMC-M, SAM and resets": """today's dm_control and MuJoCo (the versions stand with each run), and the same ten
 episodes in all evaluations. Our quadrupeds have the other tasks' SAM radius: the paper sets it apart, but its text lost
 the value.""",
-    "DMC-GB and DrawerWorld, PIE-G": """today's dm_control and MuJoCo, pictures to overlay that are drawn and cropped
-once, and normalisation by the frames that are seen in all evaluations. Our SVEA is DrQ-v2 with overlaid pictures, which
-is close to it.""",
+    "DMC-GB and DrawerWorld, PIE-G": """today's dm_control and MuJoCo, crops to overlay from 10,000 pictures in place of
+all of Places365, and normalisation by the frames that are seen in all evaluations. Our SVEA is DrQ-v2 with overlaid
+pictures, which is close to it.""",
 }
 
 
