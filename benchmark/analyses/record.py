@@ -70,8 +70,8 @@ def main():
     gray = "distribution_mode" not in known and "eval_modes" not in known  # Procgen and DMC-GB have colours
     length = max(len(episode.rewards) for episode in episodes)
     write(out, pictures(episodes, length, args.columns, args.scale, gray), args.fps)
-    returns = " ".join(f"{sum(episode.rewards):g}" for episode in episodes)
-    print(f"{out}: {length} steps, returns {returns}")
+    returns = [f"{sum(episode.rewards):g}{'' if episode.ended else ' (cut)'}" for episode in episodes]
+    print(f"{out}: {length} steps, returns {' '.join(returns)}")
 
 
 # ---- What an agent sees and does ----
