@@ -686,6 +686,7 @@ def train(args, make_envs=make_envs, make_agent=Agent):
                 run.say(f"evaluating, {episodes} episodes")
                 run.log(compare([agent], replace(args, eval_episodes=episodes), make_envs, run.tick))
                 run.log({"charts/eval_episodes": episodes, "charts/eval_seconds": time.monotonic() - start})
+                run.log({"charts/hours": run.hours()})
                 if run.step >= args.learning_starts:
                     run.log(measure())
                 run.evaluated = run.step
@@ -833,7 +834,7 @@ class Run:
         self.evaluated = self.state["evaluated"]  # step of the last evaluation
         self.exact_step = self.state["exact_step"]  # step at which environments started afresh
         self.exact = self.state["exact"]  # nothing was played or learned since then
-        self.hours, self.began = self.state.get("hours", 0.0), time.monotonic()  # hours of earlier sessions
+        self.earlier, self.began = self.state.get("hours", 0.0), time.monotonic()  # earlier: hours of other sessions
         if self.step >= args.total_timesteps and not self.evaluation_due():
             fail(f"{self.folder} is finished at step {self.step}: raise --total-timesteps")
 
@@ -940,6 +941,10 @@ class Run:
         """Whether a multiple of `every` (0: never) was passed since the step `last`."""
         return every > 0 and self.step // every > last // every
 
+    def hours(self):
+        """Of all sessions, with evaluations."""
+        return self.earlier + (time.monotonic() - self.began) / 3600
+
     def evaluation_due(self):
         every, last = self.args.eval_every, self.step >= self.args.total_timesteps
         return self.passed(every, self.evaluated) or (last and every > 0 and self.step > self.evaluated)
@@ -953,7 +958,7 @@ class Run:
         if exact:
             self.exact, self.exact_step = True, self.step
         state = {"script": Path(__file__).stem, "step": self.step, "evaluated": self.evaluated}
-        state.update(exact=self.exact, exact_step=self.exact_step)
+        state.update(exact=self.exact, exact_step=self.exact_step, hours=self.hours())
         for name, part in self.parts.items():
             save = part.get_state if isinstance(part, torch.Generator) else part.state_dict
             state[name] = save()
@@ -961,8 +966,6 @@ class Run:
                 number = isinstance(value, torch.Tensor | float)
                 if number and not torch.as_tensor(value).isfinite().all():
                     self.fail(f"{name} is not finite")
-        state["hours"] = self.hours + (time.monotonic() - self.began) / 3600
-        self.log({"charts/hours": state["hours"]})  # of all sessions, with evaluations
         os.fsync(self.metrics.fileno())
         state["metrics_bytes"] = os.path.getsize(self.metrics.name)
         buffer = io.BytesIO()

@@ -446,7 +446,8 @@ def test_an_agent_can_keep_averages_and_be_evaluated_on_them(tmp_path):
             return super().forward(pixels)
 
     target = drq.train(tiny(tmp_path), Envs, Averaged)
-    assert torch.equal(used[-1], target.average) and not torch.equal(used[0], used[-1])
+    *_, evaluated, _ = used  # the last one is the online agent, whose active units are counted then
+    assert torch.equal(evaluated, target.average) and not torch.equal(used[0], evaluated)
     checkpoint = torch.load(folder_in(tmp_path) / "checkpoint.pt", weights_only=True)
     assert torch.equal(checkpoint["target"]["average"], target.average)
 

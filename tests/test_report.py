@@ -84,8 +84,8 @@ def test_a_run_is_known_by_its_arguments_and_its_steps(tmp_path):
 def args_of(script, changes):
     """A script's arguments as args.json has them. The pictures to overlay need not be here."""
     module = papers.module(script)
-    args = module.check(module.Args(**{name: value for name, value in changes.items() if name != "overlay_dir"}))
-    return dataclasses.replace(args, **changes) if "overlay_dir" in changes else args
+    there = {"overlay_dir": str(ROOT)} if "overlay_dir" in changes else {}
+    return dataclasses.replace(module.check(module.Args(**changes | there)), **changes)
 
 
 METHODS = [(file, name) for file, methods in papers.METHODS.items() for name in methods]

@@ -279,7 +279,8 @@ def test_hours_of_all_sessions_and_parameters_that_learn(script, tmp_path):
     assert 7 < again["hours"] < 7.1
     lines = (folder / "metrics.csv").read_text().splitlines()
     logged = [line for line in lines if "charts/hours" in line]
-    assert logged[-1] == f"{again['step']},charts/hours,{again['hours']}"
+    step, _, hours = logged[-1].split(",")
+    assert int(step) == again["step"] and 7 < float(hours) < again["hours"]
     agents = agent if isinstance(agent, list) else [agent]
     size = sum(param.numel() for one in agents for param in one.parameters())
     assert json.loads((folder / "args.json").read_text())["parameters"] == size
