@@ -43,6 +43,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import cache, partial
@@ -659,7 +660,9 @@ def load_pictures(args, seed):
     print(f"overlay: crops of {len(chosen)} of {len(found)} pictures in {args.overlay_dir}", flush=True)
     pictures = torch.empty(len(chosen), 3, PICTURE, PICTURE, dtype=torch.uint8)
     for number, path in enumerate(chosen):
-        picture = cv2.imread(path)  # [H, W, 3], blue comes first
+        picture = None
+        with suppress(cv2.error):  # too large
+            picture = cv2.imread(path)  # [H, W, 3], blue comes first
         if picture is None:
             fail(f"--overlay-dir: {path} cannot be read as a picture")
         picture = cv2.resize(picture, (PICTURE, PICTURE), interpolation=cv2.INTER_AREA)

@@ -198,6 +198,26 @@ def find_script(word):
     return ROOT / "algos" / f"{word.replace('-', '_')}.py"
 
 
+def spelled(command):
+    """A command with its flags in one spelling: to tyro, --eval_every=0 is --eval-every 0."""
+    words = []
+    for word in command:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            words.append(flag.replace("_", "-"))
+            if equals:
+                words.append(value)
+        else:
+            words.append(word)
+    return words
+
+
+def value_of(command, flag):
+    """The word behind a flag, "" where there is none."""
+    words = spelled(command)
+    return next((value for word, value in itertools.pairwise(words) if word == flag), "")
+
+
 def without_runs_dir(command):
     """The words of a command that trains, without its folder of runs, which is another one on each machine."""
     words, kept = iter(command), []

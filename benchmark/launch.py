@@ -19,7 +19,6 @@ A command may name the run of another line: @NAME/TASK is the folder of the fini
 
 import ctypes
 import fcntl
-import glob
 import hashlib
 import json
 import os
@@ -31,7 +30,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -94,23 +93,25 @@ SMOKE_SUITE = " --action-repeat 10 --eval-every 0"
 
 # ---- From lists to runs ----
 NAMED = re.compile(r"(?:^|(?<==))@([^/@]*)/([^@]+)$")  # @NAME/TASK, METHOD=@NAME/TASK, @/FILE
-# Bash finds this program under the names below before any other. It prints its name, the number of its words, the words
-# and the exported variables, each ended by a NUL.
+RUN_FOLDER = re.compile(r"[^=]*/(?=[^/]*__[^/]*__[^/]*__[\d-]+/?$)")  # what stands before a run folder's name
+# Bash finds this program under the names below before any other. It prints its name, the file and line of the call, the
+# number of its words, the words and the exported variables, each ended by a NUL.
 SHIM = r"""#!/bin/sh
-{ printf '%s\0' "${0##*/}" "$#" "$@"; export -p; printf '\0'; } >&3
+{ printf '%s\0' "${0##*/}" "$LAUNCH_FILE" "$LAUNCH_LINE" "$#" "$@"; export -p; printf '\0'; } >&3
 """
 PYTHONS = ("python", "python3", "python3.11", "python3.12")
 REFUSED = ("uv", "srun", "sbatch", "ssh", "sudo")  # start a Python that is none of these
-# The comment behind a command. Bash drops comments, so with --core bash reads it as a word.
-CORE = "# core"
-CORE_COMMENT = re.compile(rb"(?<=\S)[ \t]+#[ \t]*core\b.*")
-# The variables before the list come first. What the list itself prints goes to stderr.
+CORE = re.compile(r"\S\s+# core\s*$")  # the end of a line
+# The variables before the list come first. What the list itself prints goes to stderr. The trap is called before each
+# command, in functions and subshells too (-T).
 EXPAND = r"""
 set -euo pipefail
 readonly PATH
 /bin/sh -c 'export -p'
 printf '\0'
 exec 3>&1 1>&2
+set -T
+trap 'export LAUNCH_FILE="${BASH_SOURCE[0]-}" LAUNCH_LINE=$LINENO' DEBUG
 source "$1"
 """
 
@@ -122,12 +123,14 @@ class Run:
     command: tuple[str, ...]
     runs_dir: str
     seed: str = "1"  # of the runs that it names
+    needs: dict = field(default_factory=dict, compare=False)  # {word: the Run that it names}
 
     @property
     def name(self):
         """Of its log and its Slurm job: the command, shortened, and a hash of all that makes the run."""
         words = re.sub(r"[^\w.]+", "-", " ".join([Path(self.command[0]).stem, *self.command[1:]]), flags=re.ASCII)
-        whole = repr((identity(self.command), self.home, *([] if self.trains else [self.seed])))
+        needs = [identity(run.command) for run in self.needs.values()]
+        whole = repr((identity(self.command), self.home, needs, *([] if self.trains else [self.seed])))
         return f"{words[:100]}-{hashlib.sha1(whole.encode()).hexdigest()[:10]}"
 
     @property
@@ -160,10 +163,11 @@ class Run:
         for word in self.command:
             named = NAMED.search(word)
             if named:
-                name, place = named.groups()
-                folder = Path(self.home, "analyses", self.seed, place) if not name else self.run_called(name, place)
-                if folder is None:
-                    return None
+                folder = Path(self.home, "analyses", self.seed, named[2])
+                if named[1]:
+                    if not self.needs[word].finished():
+                        return None
+                    folder = self.needs[word].folder()
                 word = word[: named.start()] + str(folder)
             words.append(word)
         return words
@@ -173,14 +177,6 @@ class Run:
         for word in self.command:
             if not replace(self, command=(word,)).resolved():
                 return word
-
-    def run_called(self, name, task):
-        """The folder of the finished run with this --exp-name and --env-id and this seed, or None."""
-        found = []
-        for folder in Path(self.home).glob(f"*__{glob.escape(name)}__{self.seed}__*"):
-            if common.plain(folder.name.partition("__")[0]) == common.plain(task) and finished(folder):
-                found.append(folder)
-        return max(found, key=saved_at, default=None)
 
     def folder(self):
         """Its folder with a checkpoint, a finished one if there is one, else the one that was saved last, or None."""
@@ -195,23 +191,9 @@ class Run:
 
 
 def identity(command):
-    """What makes two commands the same run, whichever way the script was called and wherever its folder lies."""
-    program, *words = common.without_runs_dir(spelled(command))
-    return Path(program).name, *words
-
-
-def spelled(command):
-    """A command with its flags in one spelling: to tyro, --eval_every=0 is --eval-every 0."""
-    words = []
-    for word in command:
-        if word.startswith("--"):
-            flag, equals, value = word.partition("=")
-            words.append(flag.replace("_", "-"))
-            if equals:
-                words.append(value)
-        else:
-            words.append(word)
-    return words
+    """What makes two commands the same run, whichever way the script was called and wherever run folders lie."""
+    program, *words = common.without_runs_dir(common.spelled(command))
+    return Path(program).name, *(RUN_FOLDER.sub("", word) for word in words)
 
 
 def folders_in(runs_dir):
@@ -252,62 +234,74 @@ def runs_of(args):
     """The runs of all lists, each once, list by list and seed by seed. A seed in a list is kept."""
     runs = {}
     for path in args.lists:
-        commands = []
-        known = commands_of(path, args.core)
-        seeds = args.seeds or seeds_in(path)
-        for command in known:
-            text = shlex.join(command) + " "
-            if all(part in text for part in args.only):
-                commands.append(command)
-                if seeds and "--seed" in spelled(command):
-                    fail(f"--seeds {seeds}: {path} has a --seed of its own in {text.strip()}")
-        for seed in range(1, (seeds or 1) + 1):
-            for command in commands:
-                words, flags = list(command), spelled(command)
-                if args.scale == "smoke":
-                    words += smoke_flags(command)
-                if "--seed" in flags:
-                    run = Run(tuple(words), args.runs_dir, flags[flags.index("--seed") + 1])
-                elif Run(command, args.runs_dir).trains:
-                    run = Run((*words, "--seed", str(seed)), args.runs_dir, str(seed))
-                elif names_a_run(command):
-                    run = Run(tuple(words), args.runs_dir, str(seed))
-                else:  # the same whatever the seed, so it is run once
-                    run = Run(tuple(words), args.runs_dir)
-                runs.setdefault((identity(run.command), run.seed), run)
+        commands, above = commands_of(path, args.core), {}  # above: {(name, task, seed): run of a line}
+        for seed in range(1, (args.seeds or seeds_in(path) or 1) + 1):
+            for command, core in commands:
+                run = run_of(command, seed, args)
+                needs = needs_of(run, above, path)
+                run = replace(run, needs=needs)
+                if not run.trains and not needs:
+                    run = replace(run, seed="1")  # the same whatever the seed, so it is made once
+                name, task = common.value_of(command, "--exp-name"), common.value_of(command, "--env-id")
+                if run.trains and name and task:
+                    above[name, common.plain(task), run.seed] = run
+                text = shlex.join(command) + " "
+                if all(part in text for part in args.only) and (core or not args.core):
+                    if args.seeds and run.trains and common.value_of(command, "--seed"):
+                        fail(f"--seeds {args.seeds}: {path} has a --seed of its own in {text.strip()}")
+                    runs.setdefault((identity(run.command), run.seed), run)
     if not runs:
         which = "core command" if args.core else "command"
         fail(f"--only {shlex.join(args.only)}: no {which} of {' '.join(args.lists)} contains all of it")
     return list(runs.values())
 
 
+def run_of(command, seed, args):
+    """A command of a list with the flags that --scale and a seed add."""
+    words = command
+    if args.scale == "smoke":
+        words += tuple(smoke_flags(command))
+    run = Run(words, args.runs_dir, str(seed))
+    if not run.trains:
+        return run
+    own = common.value_of(command, "--seed")
+    return replace(run, seed=own) if own else replace(run, command=(*words, "--seed", str(seed)))
+
+
+def needs_of(run, above, path):
+    """{word: the run that it names}, of the lines above it."""
+    needs = {}
+    for word in run.command:
+        named = NAMED.search(word)
+        if named and named[1]:
+            needed = above.get((named[1], common.plain(named[2]), run.seed))
+            if needed is None:
+                what = f"--exp-name {named[1]} --env-id {named[2]}"
+                fail(f"{path}: {word}: no line above has {what} and is run with seed {run.seed}")
+            needs[word] = needed
+    return needs
+
+
 def seeds_in(path):
     """The number in a list's line `# seeds: 3`, or None."""
-    line = re.search(r"^[ \t]*# seeds:(.*)", Path(path).read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    line = re.search(r"^#[ \t]*seeds:[ \t]*(.*)", text, re.MULTILINE | re.IGNORECASE)
     if line is None:
         return None
-    number = re.match(r" *([1-9]\d*)\b", line[1])
+    number = re.match(r"[1-9]\d*(?![\w.-])", line[1])
     if number is None:
         fail(f"{path}: {line[0].strip()}: write a number, at least 1")
-    return int(number[1])
-
-
-def names_a_run(command):
-    """Whether a word is @NAME/TASK."""
-    return any(named and named[1] for named in map(NAMED.search, command))
+    return int(number[0])
 
 
 def commands_of(path, core=False):
-    """The commands of a list, or those marked as core, each a tuple of words: script, flags."""
+    """[(command, whether it is marked as core)] of a list. A command is a tuple of words: script, flags."""
     check_text(path)
-    calls = calls_of(path, core)
+    calls = calls_of(path)
     if not calls:
         fail(f"{path}: calls no python, so there is nothing to run")
-    if core:
-        calls = [(without_mark(command), changed) for command, changed in calls if CORE in command]
-        if not calls:
-            fail(f"{path}: no command ends in `{CORE}`, so --core has nothing to run")
-    for command, changed in calls:
+    commands, marks = [], set()
+    for command, changed, file, number in calls:
         script = command[0] if command else ""
         if script.startswith("-"):
             fail(f"{path}: python {script}: write `python SCRIPT` without options of Python's own")
@@ -318,13 +312,39 @@ def commands_of(path, core=False):
         if not Path(script).is_file():
             fail(f"{path}: no script {script!r} here; lists are run from the folder that holds algos/ and benchmark/")
         for flag in ("--runs-dir", "--resume"):
-            if flag in spelled(command):
+            if flag in common.spelled(command):
                 fail(f"{path}: {flag} in {shlex.join(command)}; it belongs to launch.py, take it out of the list")
-    return [command for command, _ in calls]
+        mark = mark_of(file, number)
+        commands.append((command, mark is not None))
+        marks.add((file, mark))
+    if core:
+        check_marks(path, marks)
+    return commands
 
 
-def without_mark(command):
-    return tuple(word for word in command if word != CORE)
+def mark_of(file, number):
+    """The number of the line with the comment `# core` behind the command that begins in a line, or None."""
+    for text in lines_of(file)[number - 1 :]:
+        if CORE.search(text):
+            return number
+        if not text.endswith("\\"):  # the command ends here
+            return None
+        number += 1
+
+
+@cache
+def lines_of(path):
+    return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+def check_marks(path, marks):
+    """marks: (file, line) of those that stand behind commands. Others are said, and a list without any is refused."""
+    if not any(number for _, number in marks):
+        fail(f"{path}: no command ends in `# core`, so --core has nothing to run")
+    for file in {file for file, _ in marks}:
+        for number, text in enumerate(lines_of(file), 1):
+            if CORE.search(text) and text.lstrip()[0] != "#" and (file, number) not in marks:
+                print(f"warning: {file}:{number}: `# core` stands behind no command that calls python", file=sys.stderr)
 
 
 def check_text(path):
@@ -342,11 +362,8 @@ def check_text(path):
         fail(f"{path}: calls {found[0]}, which launch.py cannot replace; write `python`")
 
 
-def calls_of(path, core=False):
-    """The calls of python in a list, each as its words and the names of the variables that the list changes for it.
-
-    core: a call that is marked as core has the mark among its words.
-    """
+def calls_of(path):
+    """The calls of python in a list: words, names of the variables that the list changes for them, file, line."""
     with tempfile.TemporaryDirectory() as folder:
         for name in PYTHONS + REFUSED:
             shim = Path(folder, name)
@@ -355,12 +372,7 @@ def calls_of(path, core=False):
         if not os.access(shim, os.X_OK):  # mounted so that no program runs there
             fail(f"{tempfile.gettempdir()} lets no program run, so no list can be read; set TMPDIR to another folder")
         environment = os.environ | {"PATH": f"{folder}:{os.environ.get('PATH', os.defpath)}"}
-        source = Path(path).absolute()
-        if core:
-            text = CORE_COMMENT.sub(f" '{CORE}'".encode(), source.read_bytes())
-            source = Path(folder, source.name)
-            source.write_bytes(text)
-        command = ["bash", "-c", EXPAND, path, str(source)]
+        command = ["bash", "-c", EXPAND, path, os.path.abspath(path)]
         done = subprocess.run(command, capture_output=True, env=environment)
     if done.returncode:
         *_, said = ["", *done.stderr.decode(errors="replace").strip().splitlines()]
@@ -368,7 +380,7 @@ def calls_of(path, core=False):
     before, *fields = done.stdout.split(b"\0")[:-1]
     calls = []
     while fields:
-        program, count, *fields = fields
+        program, file, number, count, *fields = fields
         if program.decode() not in PYTHONS:
             fail(f"{path}: calls {program.decode()}, which launch.py cannot replace; write `python`")
         words, after, fields = fields[: int(count)], fields[int(count)], fields[int(count) + 1 :]
@@ -376,7 +388,7 @@ def calls_of(path, core=False):
             command = tuple(word.decode() for word in words)
         except UnicodeDecodeError as error:
             fail(f"{path}: {error.object!r} is not UTF-8")
-        calls.append((command, names_that_differ(before, after)))
+        calls.append((command, names_that_differ(before, after), file.decode(), int(number)))
     return calls
 
 
@@ -386,7 +398,7 @@ def names_that_differ(before, after):
     if before != after:
         one, other = (set(re.split(rb"^export ", text, flags=re.MULTILINE)) for text in (before, after))
         names = {re.match(rb"\w*", variable)[0].decode() for variable in one ^ other}
-    return sorted(names - {"", "_", "SHLVL", "OLDPWD"})
+    return sorted(names - {"", "_", "SHLVL", "OLDPWD", "LAUNCH_FILE", "LAUNCH_LINE"})
 
 
 def smoke_flags(command):
@@ -401,7 +413,7 @@ def smoke_flags(command):
     flags = shlex.split(SMOKE[script])
     if script != program.stem != "ablations":
         flags += shlex.split(SMOKE_SUITE)
-    if "--eval-modes" in spelled(command) and not Path("data/dmcgb").exists():
+    if "--eval-modes" in common.spelled(command) and not Path("data/dmcgb").exists():
         flags.append("--eval-modes")  # none
     return flags
 
@@ -638,6 +650,7 @@ def sweep(runs, backend):
             waiting.append(run)
         elif command is not None and not same_script(run, done[identity(command)]):
             changed.append(run.command[0])
+    check_needs(waiting)
     for script in sorted(set(changed)):
         print(f"warning: {script} has changed since {changed.count(script)} of its finished runs", file=sys.stderr)
     live, failed, signals, told, ready = [], [], [], False, None
@@ -680,6 +693,15 @@ def sweep(runs, backend):
     for number, handler in before.items():
         signal.signal(number, handler)
     return failed, signals[0] if signals else None
+
+
+def check_needs(waiting):
+    """Ends the program if a run names one that is neither finished nor run now."""
+    known = {identity(run.command) for run in waiting}
+    for run in waiting:
+        for word, needed in run.needs.items():
+            if identity(needed.command) not in known and not needed.finished():
+                fail(f"{shlex.join(run.command)}: needs {word}, whose line --core or --only leaves out")
 
 
 class Progress:

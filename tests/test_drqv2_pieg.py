@@ -426,7 +426,7 @@ def test_wrong_files_of_weights_say_so(tmp_path, capsys):
 
 
 # ---- Pictures ----
-def test_pictures_are_chosen_by_the_seed(tmp_path, capsys):
+def test_pictures_are_chosen_by_the_seed(tmp_path, capsys, monkeypatch):
     """From all folders below, each once, as many as there are, in the size of Places365's."""
     for number in range(6):
         folder = tmp_path / "a" / str(number % 2)
@@ -446,9 +446,16 @@ def test_pictures_are_chosen_by_the_seed(tmp_path, capsys):
     fewer = pieg.load_pictures(replace(args, overlay_pictures=4), 5)
     assert torch.equal(fewer, pictures[:4])
     assert "crops of 4 of 6 pictures" in capsys.readouterr().out
+    monkeypatch.setattr(cv2, "imread", error_of_cv2)  # of a picture that is too large
+    assert "cannot be read as a picture" in refusal(capsys, pieg.load_pictures, args, 5)
+    monkeypatch.undo()
     for path in (tmp_path / "a").rglob("*.png"):
         path.write_text("no picture either")
     assert "cannot be read as a picture" in refusal(capsys, pieg.load_pictures, args, 5)
+
+
+def error_of_cv2(_):
+    raise cv2.error("pixels <= CV_IO_MAX_IMAGE_PIXELS")
 
 
 def test_a_picture_of_their_size_is_held_as_it_is(tmp_path):

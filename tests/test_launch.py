@@ -189,7 +189,7 @@ def test_the_table_of_a_paper_names_its_lines(paths, rows, monkeypatch):
     monkeypatch.chdir(ROOT)
     there, named = set(), set()
     for path in paths:
-        for command in launch.commands_of(path):
+        for command, _ in launch.commands_of(path):
             program = Path(command[0])
             if "--exp-name" in command:
                 there.add(command[command.index("--exp-name") + 1])
@@ -264,45 +264,74 @@ def test_bash_reads_a_list(tmp_path, monkeypatch):
     Path("list.sh").write_text(text)
     ns = [("a.py", "--n", "1"), ("a.py", "--n", "2")]
     words = ("a.py", "two words", "", "a\n        line")
-    assert launch.commands_of("list.sh") == [*ns, words, ("a.py", "in", "a", "subshell"), ("a.py", "in", "another")]
+    expected = [*ns, words, ("a.py", "in", "a", "subshell"), ("a.py", "in", "another")]
+    assert launch.commands_of("list.sh") == [(command, False) for command in expected]
 
 
 def test_core_is_the_comment_behind_a_command(tmp_path, capsys, monkeypatch):
-    """Wherever bash allows one. Without --core it is a comment like any other."""
+    """Of its line, or of the last one where it goes over several. One behind no command is said."""
     monkeypatch.chdir(tmp_path)
     Path("a.py").touch()
+    Path("more").write_text("python a.py --sourced  # core\n")
     text = """
         # core
-        # seeds: 2, and a word on them
-        f() { python a.py "$@"; }
-        for i in 1 2; do
+# Seeds: 2, and a word on them
+        f() {
+            python a.py "$@" # core
+        }
+        for i in 1 2; do # core
             python a.py --n $i  # core
             python a.py --no $i  # correct
+            python a.py --not $i  # core, they say
         done
         # f --no comment # core
-        f --long \\
-            --line\t#core, and a word on it
-        python a.py --no; echo a.py --xargs | xargs python # core
+        python a.py --long \\
+            --line "a # core b"\t# core
+        f --function
+        python a.py --pipe | cat  # core
+        (python a.py --or || true) # core
+        source ./more
+        wait # core
+        python a.py --both; echo a.py --xargs | xargs python # core
     """
     Path("list.sh").write_text(text)
     main(launch, monkeypatch, "list.sh", "--dry-run", "--core")
     lines = []
+    core = [
+        "--n 1",
+        "--n 2",
+        "--long --line 'a # core b'",
+        "--function",
+        "--pipe",
+        "--or",
+        "--sourced",
+        "--both",
+        "--xargs",
+    ]
     for seed in (1, 2):
-        for flags in ("--n 1", "--n 2", "--long --line", "--xargs"):
+        for flags in core:
             lines.append(f"python a.py {flags} --seed {seed}")
-    assert capsys.readouterr().out.splitlines() == lines
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == lines
+    behind = [text.splitlines().index(f"        {line} # core") + 1 for line in ("for i in 1 2; do", "wait")]
+    said = [f"warning: {tmp_path}/list.sh:{n}: `# core` stands behind no command that calls python" for n in behind]
+    assert printed.err.splitlines() == said
     main(launch, monkeypatch, "list.sh", "--dry-run", "--seeds", 1)
-    assert len(capsys.readouterr().out.splitlines()) == 4 + 3
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 9 + 4 and not printed.err
+    assert sorted(os.listdir()) == ["a.py", "list.sh", "more"]
 
 
 def test_a_line_that_names_no_run_and_does_not_train_is_run_once(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("analyses").mkdir()
     Path("analyses", "a.py").touch()
-    Path("list.sh").write_text("python analyses/a.py --out @/b.csv; python analyses/a.py @c/d\n")
-    main(launch, monkeypatch, "list.sh", "--dry-run", "--seeds", 2)
+    Path("a.py").touch()
+    takes = "python analyses/a.py --out @/b.csv; python analyses/a.py @c/d --seed 5\n"
+    Path("list.sh").write_text(f"python a.py --exp-name c --env-id d\n{takes}")
+    main(launch, monkeypatch, "list.sh", "--dry-run", "--seeds", 2, "--only", "analyses")
     one = f"python analyses/a.py --out {tmp_path}/runs/analyses/1/b.csv"
-    assert capsys.readouterr().out.splitlines() == [one, "python analyses/a.py @c/d", "python analyses/a.py @c/d"]
+    assert capsys.readouterr().out.splitlines() == [one, *["python analyses/a.py @c/d --seed 5"] * 2]
 
 
 def test_a_seed_in_a_list_is_kept(tmp_path, capsys, monkeypatch):
@@ -428,10 +457,10 @@ def test_a_temporary_folder_where_no_program_runs_is_one_line(tmp_path, capsys, 
         ("python fake.py", ["--only", "bigfish"], "--only bigfish: no command of "),
         ("python fake.py # core", ["--core", "--only", "bigfish"], "--only bigfish: no core command of "),
         ("# core\npython fake.py", ["--core"], "list.sh: no command ends in `# core`, so --core has nothing to run"),
-        ("for i in 1; do # core\npython fake.py; done", ["--core"], "# core: command not found"),
         ("# seeds: many\npython fake.py", [], "list.sh: # seeds: many: write a number, at least 1"),
         ("# seeds: 0\npython fake.py", [], "list.sh: # seeds: 0: write a number, at least 1"),
-        ("# seeds: 2\npython fake.py --seed 1", [], "--seeds 2: list.sh has a --seed of its own in fake.py --seed 1"),
+        ("# seeds: 2-5\npython fake.py", [], "list.sh: # seeds: 2-5: write a number, at least 1"),
+        ("python fake.py @a/b", [], "list.sh: @a/b: no line above has --exp-name a --env-id b and is run with seed 1"),
         ("python fake.py", ["--scale", "smoke"], "--scale smoke: how to make fake.py short is not known, only ada"),
         ("python fake.py", ["--seeds", "0"], "--seeds 0: at least 1"),
         ("python fake.py", ["--workers", "-1"], "--workers -1: at least 0"),
@@ -523,7 +552,7 @@ def test_a_line_waits_for_the_runs_that_it_names(fake, tmp_path):
     lines = [f"{takes} X=@a/mspacman @b/MsPacman @/x.csv", f"{takes} @a/MsPacman --fail"]
     lines.append(f"python {tmp_path}/fake.py --env-id c --exp-name frozen --encoder @b/MsPacman")
     text = path.read_text()
-    path.write_text("\n".join(lines) + "\n" + text)  # the order of a list does not matter
+    path.write_text(text + "\n".join(lines) + "\n")
     (tmp_path / "fake.py").write_text(FAKE.replace('"--runs-dir"', '"--encoder", "--runs-dir"'))
     code, output = sweep(path, "--seeds", 2, "--workers", 2)
     assert (
@@ -558,24 +587,43 @@ def test_a_script_that_changed_since_its_run_is_said(fake, tmp_path):
     assert f"warning: {tmp_path}/fake.py has changed since 1 of its finished runs" in output
 
 
-def test_a_line_that_names_no_run_fails(fake, tmp_path):
-    """As where that one has failed. The others are made all the same."""
+def test_a_line_whose_run_has_failed_fails(fake, tmp_path):
+    """The others are made all the same."""
     path = fake("--env-id a", "--env-id b --exp-name broken", "--env-id c --exp-name d --resume-from @broken/b")
-    path.write_text(path.read_text() + f"python {tmp_path}/fake.py --env-id e --exp-name @nobody/f\n")
     code, output = sweep(path)
-    assert code == 1 and "1/4 done, 0 under way, 0 waiting, 3 failed" in output
-    assert "waits for a finished run: @broken/b" in output and "waits for a finished run: @nobody/f" in output
+    assert code == 1 and "1/3 done, 0 under way, 0 waiting, 2 failed" in output
+    assert "waits for a finished run: @broken/b" in output
 
 
 def test_a_core_line_may_take_a_run_that_is_not_core(fake, tmp_path):
-    """If that one is finished. It is not made for it."""
+    """If that one is finished. It is not made for it, which is said before anything is run."""
     path = fake("--env-id a --exp-name a", "--env-id b --encoder @a/a  # core")
     (tmp_path / "fake.py").write_text(FAKE.replace('"--runs-dir"', '"--encoder", "--runs-dir"'))
     code, output = sweep(path, "--core")
-    assert code == 1 and output.startswith("1 to run") and "waits for a finished run: @a/a" in output
+    assert code == 2 and "needs @a/a, whose line --core or --only leaves out" in output and not folders(path)
     assert sweep(path, "--only", "exp-name a")[0] == 0
     code, output = sweep(path, "--core")
     assert code == 0 and "1/1 done" in output
+
+
+def test_a_line_takes_the_run_of_a_line(fake, tmp_path):
+    """And not another one of that name. What was made from a run is known when the folders have moved."""
+    path = fake("--env-id a --exp-name a --steps 3", "--env-id b --exp-name b --encoder @a/a")
+    (tmp_path / "fake.py").write_text(FAKE.replace('"--runs-dir"', '"--encoder", "--runs-dir"'))
+    assert sweep(path)[0] == 0
+    first = {folder.name for folder in folders(path)}
+    shutil.move(tmp_path / "runs", tmp_path / "moved")
+    moved = ("--runs-dir", tmp_path / "moved")
+    code, output = sweep(path, *moved)
+    assert code == 0 and output.startswith("0 to run, 2 done")
+    path.write_text(path.read_text().replace("--steps 3", "--steps 4"))
+    code, output = sweep(path, *moved)
+    assert code == 0 and output.startswith("2 to run, 0 done")
+    taken = []
+    for folder in (tmp_path / "moved").glob("*__b__*"):
+        command = json.loads((folder / "args.json").read_text())["command"]
+        taken.append(Path(command[command.index("--encoder") + 1]).name in first)
+    assert sorted(taken) == [False, True]
 
 
 @pytest.mark.slow

@@ -521,9 +521,8 @@ def timm_maps(script, name, stage, weights, size):
     strides = [layer["reduction"] for layer in model.feature_info]
     if not stage and 8 in strides:
         stage = len(strides) - strides[::-1].index(8)
-    if not 1 <= stage <= len(strides):
-        known = f"stages 1 to {len(strides)} are of strides {' '.join(map(str, strides))}"
-        raise ValueError(f"--encoder-stage {stage}: {known}, and 0 is the last of stride 8")
+    if not 1 <= stage <= len(strides):  # 0 is left where no stage is of stride 8
+        raise ValueError(f"give --encoder-stage 1 to {len(strides)}, of strides {' '.join(map(str, strides))}")
     model.prune_intermediate_layers([stage - 1], prune_norm=True)
     adapt(script, model)
     return TimmMaps(model, stage - 1)

@@ -150,8 +150,9 @@ def settings_of(folder, about):
     if not (folder / f"{stem}.py").exists():  # a program that trains a script
         script = next((path.stem for path in folder.glob("*.py")), stem)
     name = script
-    if stem == "ablations":  # ablations.py SCRIPT ABLATION
-        name = f"{script} {words[1]}"
+    if stem == "ablations":  # ablations.py SCRIPT ABLATION; of the ablation timm which encoder
+        encoder = (common.value_of(words, "--encoder-name"), common.value_of(words, "--encoder-stage"))
+        name = " ".join([script, words[1], *filter(None, encoder)])
     elif stem != script:
         name = f"{script} {stem}"
     settings = common.settings_of(about["args"])

@@ -59,7 +59,11 @@ def write(folder, rows, reps):
     pd.concat(tables).to_csv(folder / "aggregates.csv", index=False, lineterminator="\n")
     parts = [HEAD, summarise(sections), LEGEND, "## Our runs"]
     for file, runs in rows.groupby("file"):
-        plot_runs(folder, file, runs)
+        try:
+            plot_runs(folder, file, runs)
+        except ValueError as error:  # no returns
+            print(f"skipped: {file}.csv: {error}", file=sys.stderr)
+            continue
         parts.append(runs_section(file, runs))
     parts += ["## The papers' tables", CELLS]
     for title, text in sections.items():
