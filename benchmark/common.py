@@ -285,7 +285,7 @@ def suite_of(about):
     """A run's suite, from its args.json.
 
     procgen-easy, procgen-hard, procgen-plain (--plain-look), atari-100k, dmc, dmc-gb (evaluated in its looks),
-    manipulation, drawerworld; other: none of them. It follows from arguments that a copy of a script keeps.
+    manipulation, drawerworld, coins; other: none of them. It follows from arguments that a copy of a script keeps.
     """
     args, program = about["args"], suite_program(about)
     if program and program.stem != "ablations":

@@ -87,8 +87,8 @@ SMOKE |= {  # of programs that take finished runs
     "sharpness": "--batch-size 4 --active-size 8 --iterations 2",
     "adaptation": "--scale short --data synthetic --changes 1 --updates 2 --final-updates 0 --seeds 1",
 }
-# Of suites outside the script, whose episodes are shorter and whose resets take seconds.
-SMOKE_SUITE = " --action-repeat 10 --eval-every 0"
+# Of suites of robot arms, whose episodes are shorter and whose resets take seconds.
+SMOKE_ARMS = " --action-repeat 10 --eval-every 0"
 
 
 # ---- From lists to runs ----
@@ -411,8 +411,8 @@ def smoke_flags(command):
     if script not in SMOKE:
         fail(f"--scale smoke: how to make {shlex.join(command)} short is not known, only {' '.join(sorted(SMOKE))}")
     flags = shlex.split(SMOKE[script])
-    if script != program.stem != "ablations":
-        flags += shlex.split(SMOKE_SUITE)
+    if program.stem in ("manipulation", "drawerworld"):
+        flags += shlex.split(SMOKE_ARMS)
     if "--eval-modes" in common.spelled(command) and not Path("data/dmcgb").exists():
         flags.append("--eval-modes")  # none
     return flags

@@ -167,6 +167,7 @@ def short_form(path, argv):
         "looks": "--episodes 2 --steps 8",
         "mc_samples": "--samples 1 --repeats 2 --episodes 2",
         "plot_aggregate": "--reps 3",
+        "plot_splits": "--reps 3",
         "report": "--reps 3",
         "robustness": "--episodes 1 --steps 3 --draws 2",
         "tsne": "--versions 10 --perplexity 3 --step 2",

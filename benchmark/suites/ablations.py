@@ -27,8 +27,8 @@ import observations
 
 # ---- What there is ----
 # {script: {name: (kind, what changes it, flags)}}. Kinds: see observations.py ("envs") and networks.py ("change",
-# "class"). The papers' baselines are the plain algorithm and one thing more. A captured call cannot branch, so agents
-# that branch go without.
+# "class", "loss"). The papers' baselines are the plain algorithm and one thing more. A captured call cannot branch, so
+# agents that branch go without.
 PPO, BASE, RATE = ["--no-netrand"], ["--no-sam", "--reset-every", "0"], ["--learning-rate", "1.414e-4"]
 DER = ["--no-augment", "--replay-ratio", "1", "--learning-starts", "1600", "--tau", "1"]
 DOUBLED = ["--num-agents", "1", "--num-envs", "128", "--total-timesteps", "100000000"]
@@ -66,6 +66,8 @@ ABLATIONS = {
         "doubled": ("change", networks.doubled, DOUBLED),
         "doubled_equal": ("change", networks.doubled_equal, DOUBLED),
         "frozen": ("change", networks.frozen(), ["--num-agents", "1"]),
+        "detached": ("loss", networks.detached, []),
+        "detached_own": ("loss", networks.detached_own, []),
     },
     "drqv2_pieg": {
         "timm": ("class", networks.timm_encoder(), []),
@@ -99,6 +101,9 @@ def factories(script, kind, change):
         return partial(observations.make_envs, script, change), script.Agent
     if kind == "class":
         return script.make_envs, change(script)
+    if kind == "loss":
+        change(script)
+        return script.make_envs, script.Agent
     return script.make_envs, partial(networks.make_agent, script, change)
 
 

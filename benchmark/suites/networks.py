@@ -1,8 +1,8 @@
 """Networks of ablations.py: the agent of a script with one thing changed.
 
-Most are functions change(script, agent, args), which change an agent of the script in place for `make_agent`. The rest,
-as dropout(script), return another class of agents. Papers: Lee et al. 2020, Network Randomization; Lee et al. 2023,
-PLASTIC; Xie et al. 2025, mutual distillation; Yuan et al. 2022, PIE-G.
+Most are functions change(script, agent, args), which change an agent of the script in place for `make_agent`. Others,
+as dropout(script), return another class of agents; detached(script) changes the script's loss. Papers: Lee et al. 2020,
+Network Randomization; Lee et al. 2023, PLASTIC; Xie et al. 2025, mutual distillation; Yuan et al. 2022, PIE-G.
 """
 
 import sys
@@ -461,6 +461,21 @@ def frozen(encoder=None):
         agent.encoder.requires_grad_(False)
 
     return frozen
+
+
+def detached(script):
+    """Each agent is pulled to its peer, and does not pull the peer to itself.
+
+    The usual mutual learning, as in arXiv:1706.00384. In the paper's code no gradient is stopped.
+    """
+    loss = script.distillation_loss
+    script.distillation_loss = lambda logits, peer_logits: loss(logits, peer_logits.detach())
+
+
+def detached_own(script):
+    """The other half: each agent pulls its peer to itself, on its own observations, and is not pulled by this loss."""
+    loss = script.distillation_loss
+    script.distillation_loss = lambda logits, peer_logits: loss(logits.detach(), peer_logits)
 
 
 # ---- Networks of the paper on pretrained encoders ----

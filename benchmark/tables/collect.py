@@ -154,7 +154,8 @@ def settings_of(folder, about):
         encoder = (common.value_of(words, "--encoder-name"), common.value_of(words, "--encoder-stage"))
         name = " ".join([script, words[1], *filter(None, encoder)])
     elif stem != script:
-        name = f"{script} {stem}"
+        ablation = [word for word in words[1:2] if not word.startswith("-")]  # coins.py SCRIPT ABLATION
+        name = " ".join([script, stem, *ablation])
     settings = common.settings_of(about["args"])
     settings["version"] = about.get("script", "")[:8]  # two texts of one name are two methods
     unknown = {"script": name, "changed": papers.as_text(settings), "default_steps": ""}
