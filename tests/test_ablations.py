@@ -885,7 +885,7 @@ def test_timm_says_what_it_lacks(scripts, monkeypatch, capsys, tmp_path):
         (["--encoder-name", "hub/resnet18"], "no such model"),
         (["--encoder-name", "resnet18.nope"], "nope"),
         (["--encoder-name", TIMM, "--encoder-stage", "6"], "give --encoder-stage 1 to 5, of strides 2 4 8"),
-        (["--encoder-name", "vit_tiny_patch16_224"], "--encoder-stage 0: stages 1 to 12"),
+        (["--encoder-name", "vit_tiny_patch16_224"], "give --encoder-stage 1 to 12"),
         (["--encoder-name", TIMM, "--encoder-weights", tmp_path / "no.pth"], "no.pth: no such file"),
         (["--encoder-name", TIMM, "--encoder-weights", tmp_path / "other.pth"], "loading state_dict"),
         (["--encoder-name", TIMM, "--encoder", "resnet34"], "in the place of --encoder"),
