@@ -19,6 +19,7 @@ A command may name the run of another line: @NAME/TASK is the folder of the fini
 
 import ctypes
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -165,9 +166,9 @@ class Run:
             if named:
                 folder = Path(self.home, "analyses", self.seed, named[2])
                 if named[1]:
-                    if not self.needs[word].finished():
-                        return None
                     folder = self.needs[word].folder()
+                    if folder is None or not finished(folder):
+                        return None
                 word = word[: named.start()] + str(folder)
             words.append(word)
         return words
@@ -180,7 +181,9 @@ class Run:
 
     def folder(self):
         """Its folder with a checkpoint, a finished one if there is one, else the one that was saved last, or None."""
-        folders = folders_in(self.home).get(identity(self.resolved() or self.command), [])
+        name = common.value_of(self.command, "--exp-name")
+        called = f"*__{glob.escape(name)}__{self.seed}__*" if name else "*"  # among thousands, only these are read
+        folders = folders_in(self.home, called).get(identity(self.resolved() or self.command), [])
         return max(folders, key=lambda folder: (finished(folder), saved_at(folder)), default=None)
 
     def finished(self):
@@ -196,10 +199,10 @@ def identity(command):
     return Path(program).name, *(RUN_FOLDER.sub("", word) for word in words)
 
 
-def folders_in(runs_dir):
+def folders_in(runs_dir, called="*"):
     """{identity: [folder]} of the runs that have a checkpoint. A run that was killed before its first starts again."""
     folders = {}
-    for checkpoint in Path(runs_dir).glob("*/checkpoint.pt"):
+    for checkpoint in Path(runs_dir).glob(f"{called}/checkpoint.pt"):
         with suppress(OSError, ValueError, KeyError):
             command = json.loads((checkpoint.parent / "args.json").read_text())["command"]
             folders.setdefault(identity(command), []).append(checkpoint.parent)
@@ -645,12 +648,12 @@ def sweep(runs, backend):
             done[command] = max(whole, key=saved_at)
     waiting, changed = [], []
     for run in runs:
-        command = run.resolved() if run.trains else None
-        if not (run.finished() if command is None else identity(command) in done):
+        folder = done.get(identity(run.resolved() or run.command)) if run.trains else None
+        if not (folder or run.done.exists()):
             waiting.append(run)
-        elif command is not None and not same_script(run, done[identity(command)]):
+        elif folder and not same_script(run, folder):
             changed.append(run.command[0])
-    check_needs(waiting)
+    check_needs(waiting, done)
     for script in sorted(set(changed)):
         print(f"warning: {script} has changed since {changed.count(script)} of its finished runs", file=sys.stderr)
     live, failed, signals, told, ready = [], [], [], False, None
@@ -665,8 +668,9 @@ def sweep(runs, backend):
     progress = Progress(len(runs), len(waiting))
     while live or (waiting and not signals):
         if not signals:
-            if ready is None:  # at the start, and where a run has ended that another one waits for
-                ready = [run for run in waiting if run.resolved()]
+            if ready is None:  # at the start, and where a run has ended that another one may wait for
+                unmade = {run.name for run in [*waiting, *live, *failed]}
+                ready = [run for run in waiting if unmade.isdisjoint(needed.name for needed in run.needs.values())]
             for run in list(ready):
                 if backend.start(run):
                     ready.remove(run)
@@ -695,12 +699,12 @@ def sweep(runs, backend):
     return failed, signals[0] if signals else None
 
 
-def check_needs(waiting):
+def check_needs(waiting, done):
     """Ends the program if a run names one that is neither finished nor run now."""
-    known = {identity(run.command) for run in waiting}
+    known = {run.name for run in waiting}
     for run in waiting:
         for word, needed in run.needs.items():
-            if identity(needed.command) not in known and not needed.finished():
+            if needed.name not in known and identity(needed.resolved() or needed.command) not in done:
                 fail(f"{shlex.join(run.command)}: needs {word}, whose line --core or --only leaves out")
 
 
