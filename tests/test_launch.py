@@ -597,6 +597,7 @@ def test_a_line_whose_run_has_failed_fails(fake, tmp_path):
     assert "waits for a finished run: @broken/b" in output
 
 
+@pytest.mark.slow
 def test_a_core_line_may_take_a_run_that_is_not_core(fake, tmp_path):
     """If that one is finished. It is not made for it, which is said before anything is run."""
     path = fake("--env-id a --exp-name a", "--env-id b --encoder @a/a  # core")
@@ -608,6 +609,7 @@ def test_a_core_line_may_take_a_run_that_is_not_core(fake, tmp_path):
     assert code == 0 and "1/1 done" in output
 
 
+@pytest.mark.slow
 def test_a_line_takes_the_run_of_a_line(fake, tmp_path):
     """And not another one of that name. What was made from a run is known when the folders have moved."""
     path = fake("--env-id a --exp-name a --steps 3", "--env-id b --exp-name b --encoder @a/a")
