@@ -13,8 +13,8 @@ under another picture. DMC-GB's looks, in which an agent is judged, are inside (
 Paper: Yuan et al. 2022, Pre-Trained Image Encoder for Generalizable Visual Reinforcement Learning (PIE-G).
 Checked against github.com/gemcollector/PIE-G (3588cf8), github.com/facebookresearch/drqv2 (c0c650b), and for the looks
 github.com/nicklashansen/dmcontrol-generalization-benchmark (ff9c0aa).
-Deviations: crops to overlay come from the pictures that fit into memory, and without --overlay-dir from textures made
-here; the unfinished episode is learned from too; an episode's last observation takes a row of the replay; the
+Deviations: crops to overlay come from 10,000 pictures that are held in memory, and without --overlay-dir from textures
+made here; the unfinished episode is learned from too; an episode's last observation takes a row of the replay; the
 pretrained running statistics start as they are (the authors' constructor moves them by a tenth towards noise);
 evaluations during training use the frames' own statistics, as the authors' last one does; humanoids and dogs have
 the other tasks' learning rate and widths; seeds are ours; environments start afresh every --exact-every steps.
@@ -90,7 +90,7 @@ class Args:
     batch_norm: Literal["adapting", "fixed"] = "adapting"  # by the batch's statistics, or the pretrained ones
     strong_augmentation: Literal["overlay", "conv", "none"] = "overlay"  # the critic's second view of a frame
     overlay_dir: str = "textures"  # folder with pictures (paper: Places365), or textures, made here
-    overlay_pictures: int = 0  # held, to crop from (0: 10,000 of a folder, which take 2 GB, or 1,000 textures; ours)
+    overlay_pictures: int = 0  # how many are held, to crop from (0: 10,000, which take 2 GB, or 1,000 textures; ours)
 
     # DrQ-v2. Reference code, where the paper is silent: cfgs/piegconfig.yaml and cfgs/task.
     num_envs: int = 1  # N, parallel environments; training has one
