@@ -50,7 +50,7 @@ def seen(envs, episodes=400):
     [
         ("coins-law", "train", 1.0),
         ("coins-free", "train", 0.5),
-        ("coins-law90", "train", 0.9),
+        ("coins-law90-free", "train", 0.9),
         ("coins-law-free", "train", 1.0),  # of one agent
         ("coins-colour", "train", 0.5),
         ("coins-law", "free", 0.5),
@@ -252,7 +252,7 @@ def test_a_run_without_flags_is_short(monkeypatch, tmp_path):
     coins.main(["mdpo"])
     coins.main(["mdpo", "--env-id", "Coins-Law", "--total-timesteps", "99"])
     (short, factories), (own, _) = seen
-    assert (short.env_id, short.total_timesteps, short.num_envs) == ("coins-free", 40960, 32)
+    assert (short.env_id, short.total_timesteps, short.num_envs) == ("coins-free", 16384, 32)
     assert (own.env_id, own.total_timesteps, own.num_envs) == ("coins-law", 99, 32)
     assert factories == (coins.make_envs, script.Agent)
 

@@ -6,14 +6,12 @@
 # benchmark/suites/coins.py says what the levels are and how long a run is. --total-timesteps makes them longer.
 COINS=benchmark/suites/coins.py
 
-# Xie et al. 2025, 4.1. PPO on agent 1's levels and on agent 2's. MDPO with an agent on each; with gradients to one side
-# of the distillation alone; with none, so that the agents never meet; and with agent 1's levels for both.
-python $COINS mdpo --env-id coins-law --exp-name ppo_law --num-agents 1  # core
-python $COINS mdpo --env-id coins-free --exp-name ppo_free --num-agents 1  # core
+# Xie et al. 2025, 4.1: agent 1's levels have the law, agent 2's do not. First with no distillation, which is PPO on
+# each. Then with gradients to one side of the distillation alone, and with agent 1's levels for both.
+python $COINS mdpo --env-id coins-law-free --exp-name apart --distill-coef 0  # core
 python $COINS mdpo --env-id coins-law-free --exp-name mdpo  # core
 python $COINS mdpo detached --env-id coins-law-free --exp-name detached
 python $COINS mdpo detached_own --env-id coins-law-free --exp-name detached_own
-python $COINS mdpo --env-id coins-law-free --exp-name apart --distill-coef 0  # core
 python $COINS mdpo --env-id coins-law --exp-name mdpo_law
 
 # Lee et al. 2020, figure 3: trained on two backgrounds, what is the return on new ones? The last evaluation is of the
@@ -31,6 +29,6 @@ python $COINS ppo_netrand --env-id coins-colour --exp-name netrand_colour
 python $COINS ppo_netrand --env-id coins-colour --exp-name identity_colour --clean-mode identity
 
 # Less of MDPO: a law that holds in 90 % of the episodes, and a tenth of the distillation.
-python $COINS mdpo --env-id coins-law90 --exp-name ppo_law90 --num-agents 1
+python $COINS mdpo --env-id coins-law90-free --exp-name apart90 --distill-coef 0
 python $COINS mdpo --env-id coins-law90-free --exp-name mdpo90
 python $COINS mdpo --env-id coins-law-free --exp-name mdpo_alpha0.1 --distill-coef 0.1

@@ -4,7 +4,7 @@ Made for the claims of two papers, and so small that ten seeds take minutes each
 of colours and a pattern, in training red or cyan. By the law the coin lies right on red and left on cyan.
 
     python benchmark/suites/coins.py mdpo --env-id coins-law-free      # agent 1's levels have the law, agent 2's do not
-    python benchmark/suites/coins.py mdpo --env-id coins-law --num-agents 1      # PPO where the law holds
+    python benchmark/suites/coins.py mdpo --env-id coins-law-free --distill-coef 0      # PPO on each
     python benchmark/suites/coins.py mdpo detached --env-id coins-law-free       # an ablation of ablations.py
     python benchmark/suites/coins.py ppo_netrand --env-id coins-free             # is it right on new backgrounds?
     python benchmark/suites/coins.py algos/mine.py                     # your copy of mdpo or ppo_netrand
@@ -37,16 +37,16 @@ TASKS = {
     "coins-free": (0.5, 0.5),
     "coins-law": (1.0, 1.0),
     "coins-law-free": (1.0, 0.5),
-    "coins-law90": (0.9, 0.9),
     "coins-law90-free": (0.9, 0.5),
     "coins-colour": (0.5, 0.5),  # a coin at each end, and only the golden one counts
 }
 # The same chance in what is evaluated; train: that of agent 1's levels. new_looks has backgrounds never seen.
 SPLITS = {"train": None, "law": 1.0, "free": 0.5, "broken": 0.0, "new_looks": 0.5}
-# Runs of minutes, where the scripts' own defaults are days. Of rollouts of 64 and of 16 steps PPO learned coins-free
-# with the short ones in half the steps, and a run has 80 of them, so netrand sees 80 random kernels.
-SHORT = "--env-id coins-free --total-timesteps 40960 --num-envs 32 --num-steps 16 --num-minibatches 2"
-SHORT += " --eval-every 10240 --eval-episodes 64 --final-eval-episodes 128"
+# Runs of minutes, where the scripts' own defaults are days. With these rollouts and minibatches of 64 PPO learns
+# coins-free in 5,000 steps; with minibatches of 256 it needs 13,000. The learning rate falls to 0: at a constant one,
+# policies that had the whole return lost it again. Of a full return, normalised advantages are noise.
+SHORT = "--env-id coins-free --total-timesteps 16384 --num-envs 32 --num-steps 16 --num-minibatches 8 --anneal-lr"
+SHORT += " --eval-every 4096 --eval-episodes 64 --final-eval-episodes 128"
 
 STEP, LIMIT = 3, 50  # pixels of a step, steps of an episode
 NEW_LOOKS = 256  # backgrounds never seen

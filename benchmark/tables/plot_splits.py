@@ -4,7 +4,7 @@ A dot is the interquartile mean over the seeds, a bar its 95 % stratified bootst
 each one is a line of its own, and so is a Monte Carlo policy. From a CSV of collect.py with their keys:
 
     python benchmark/tables/collect.py runs --keys eval/ --out coins.csv
-    python benchmark/tables/plot_splits.py coins.csv --out law.svg --methods ppo_law mdpo --splits law free broken
+    python benchmark/tables/plot_splits.py coins.csv --out law.svg --methods apart mdpo --splits law free broken
     python benchmark/tables/plot_splits.py coins.csv --out coins.svg --csv coins_splits.csv
 """
 
