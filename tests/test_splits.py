@@ -10,7 +10,9 @@ from runs import assert_refuses, run
 
 sys.path[:0] = [str(ROOT / "benchmark"), str(ROOT / "benchmark" / "tables")]
 import collect
+import papers
 import plot_splits
+import report
 from test_curves import make_run
 
 
@@ -72,6 +74,14 @@ def test_methods_and_splits_are_in_the_order_asked_for(table, tmp_path, monkeypa
     flags = ["--methods", "ppo", "--splits", "broken", "--reps", 5]
     run(plot_splits, monkeypatch, table, *flags, "--out", tmp_path / "a.png", "--csv", tmp_path / "a.csv")
     assert pd.read_csv(tmp_path / "a.csv")[["method", "split"]].to_numpy().tolist() == [["ppo", "broken"]]
+
+
+def test_the_report_has_them_with_their_commands(table, tmp_path):
+    section = report.splits_section(tmp_path, "all", papers.load([table], each_alone=True), reps=20)
+    assert "| mdpo, agent 2 | coins-law-free | 2 | 1 | 0.00 (0.00, 0.00) |  |" in section
+    assert "| netrand, Monte Carlo | coins-law | 1 | 1 | 0.70 |  |" in section
+    assert "`python benchmark/suites/coins.py mdpo --exp-name ppo --seed 3`" in section
+    assert "broken" in (tmp_path / "all.svg").read_text()
 
 
 def test_what_a_user_gets_wrong_is_one_line(table, tmp_path, monkeypatch, capsys):

@@ -48,7 +48,8 @@ def main():
     if args.csv:
         check_out(args.csv, ".csv")
     try:
-        table = table_of(chosen(papers.load(args.results), args), args.reps, args.seed)
+        rows = chosen(papers.load(args.results), args.methods, args.splits)
+        table = table_of(rows, args.reps, args.seed)
         save(draw(table, args.splits), args.out)
         if args.csv:
             table.to_csv(args.csv, index=False, lineterminator="\n", float_format="%.4g")
@@ -59,20 +60,20 @@ def main():
         print(args.csv)
 
 
-def chosen(rows, args):
+def chosen(rows, methods=(), splits=()):
     """The last evaluation of each run under each key, with the columns agent, mc and split; methods as asked for."""
     rows = rows.join(rows["key"].str.extract(KEY)).dropna(subset="split").fillna({"agent": "", "mc": ""})
     run = ["task", "method", "seed", "command"]
     rows = rows.sort_values("step", kind="stable").groupby([*run, "key"], as_index=False, sort=False).last()
     pairs = rows.groupby(run)["agent"].transform("max") != ""
     rows = rows[~pairs | (rows["agent"] != "")]  # of two agents, not their mean
-    for name, wanted in (("method", args.methods), ("split", args.splits)):
+    for name, wanted in (("method", methods), ("split", splits)):
         there = rows[name].unique().tolist()
         unknown = [value for value in wanted if value not in there]
         if unknown:
             raise ValueError(f"--{name}s {' '.join(unknown)}: there are {' '.join(there)}")
         rows = rows[rows[name].isin(wanted or there)]
-    return rows.sort_values("method", key=lambda names: names.map(place_in(args.methods)), kind="stable")
+    return rows.sort_values("method", key=lambda names: names.map(place_in(methods)), kind="stable")
 
 
 def place_in(wanted):

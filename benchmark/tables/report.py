@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import plot_aggregate
 import plot_curves
+import plot_splits
 import tyro
 from rliable import metrics
 
@@ -59,6 +60,9 @@ def write(folder, rows, reps):
     pd.concat(tables).to_csv(folder / "aggregates.csv", index=False, lineterminator="\n")
     parts = [HEAD, summarise(sections), LEGEND, "## Our runs"]
     for file, runs in rows.groupby("file"):
+        if (runs["suite"] == "coins").all():
+            parts.append(splits_section(folder, file, runs, reps))
+            continue
         try:
             plot_runs(folder, file, runs)
         except ValueError as error:  # no returns
@@ -259,7 +263,7 @@ def save(figure, path):
 def runs_section(file, runs):
     """The curves, last returns, commands and hardware of one CSV."""
     keys = [key for key in KEYS if key in set(runs["key"])]
-    lines, sources = [], []
+    lines = []
     for (method, task), group in runs.groupby(["method", "task"], sort=False):
         last = group.sort_values("step", kind="stable").groupby(["key", "seed"])["value"].last()
         means = last.groupby("key").mean()
@@ -267,21 +271,44 @@ def runs_section(file, runs):
         for key in keys:
             line.append(f"{means[key]:.4g}" if key in means else "")
         lines.append(line)
-        for command, run in group.groupby("command", sort=False):
-            about = run.iloc[0].fillna("")
-            hours = run[run["key"] == "charts/hours"]["value"].max()
-            hours = "-" if np.isnan(hours) else f"{hours:.2g}"
-            size = f"{int(about['parameters']):,}" if about["parameters"] else "-"
-            line = [method, about["seed"], f"`{command}`", about["commit"][:7], hours, size, about["hardware"]]
-            sources.append(line)
-    packages = ", ".join(f"`{line}`" for line in runs["packages"].dropna().unique())
-    commands = table(["method", "seed", "command", "commit", "hours", "parameters", "hardware"], sources)
     return paragraphs(
         f"### [`{file}.csv`]({file}.csv)",
         f"![Return against steps of the runs in {file}.csv]({file}.svg)",
         "Last values, means over seeds:",
         table(["method", "task", "seeds", "length", *(KEYS[key] for key in keys)], lines),
-        folded("commands, commits and hardware", f"{commands}\n\nPackages: {packages}."),
+        sources_of(runs),
+    )
+
+
+def sources_of(runs):
+    """The commands, commits and hardware of the runs in a CSV, folded."""
+    lines = []
+    for (method, command), run in runs.groupby(["method", "command"], sort=False):
+        about = run.iloc[0].fillna("")
+        hours = run[run["key"] == "charts/hours"]["value"].max()
+        hours = "-" if np.isnan(hours) else f"{hours:.2g}"
+        size = f"{int(about['parameters']):,}" if about["parameters"] else "-"
+        lines.append([method, about["seed"], f"`{command}`", about["commit"][:7], hours, size, about["hardware"]])
+    packages = ", ".join(f"`{line}`" for line in runs["packages"].dropna().unique())
+    commands = table(["method", "seed", "command", "commit", "hours", "parameters", "hardware"], lines)
+    return folded("commands, commits and hardware", f"{commands}\n\nPackages: {packages}.")
+
+
+def splits_section(folder, file, runs, reps):
+    """The last returns of the methods in one CSV, in each split; draws its picture."""
+    rows = plot_splits.table_of(plot_splits.chosen(runs), reps, seed=0)
+    save(plot_splits.draw(rows), folder / f"{file}.svg")
+    splits, lines = rows["split"].unique(), []
+    for (task, method), group in rows.groupby(["task", "method"], sort=False):
+        cells = {row.split: interval_text(row.iqm, row.low, row.high, 2) for row in group.itertuples()}
+        line = [method, task, group["runs"].max(), f"{group['steps'].max():,}"]
+        lines.append(line + [cells.get(split, "") for split in splits])
+    return paragraphs(
+        f"### [`{file}.csv`]({file}.csv)",
+        f"![Returns of the methods in {file}.csv, one panel per split]({file}.svg)",
+        "Last returns: the interquartile mean over seeds and its 95 % interval.",
+        table(["method", "task", "seeds", "steps", *splits], lines),
+        sources_of(runs),
     )
 
 
