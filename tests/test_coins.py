@@ -175,6 +175,7 @@ def tiny(monkeypatch):
         return script
 
     monkeypatch.setattr(common, "load_script", load_with_a_tiny_agent)
+    monkeypatch.setattr(coins, "small", lambda script: script.Agent)
 
     def go(*words):
         words = [str(word) for word in words]

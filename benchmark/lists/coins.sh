@@ -3,14 +3,15 @@
 #
 #     python benchmark/launch.py benchmark/lists/coins.sh --core --workers 2    # skips finished runs
 #
-# benchmark/suites/coins.py says what the levels are and how long a run is. --total-timesteps makes them longer.
+# benchmark/suites/coins.py says what the levels are and how long a run is. Hours per seed, on one core of a CPU with
+# AVX2: core 0.8, all about 4.
 COINS=benchmark/suites/coins.py
 
 # Xie et al. 2025, 4.1: agent 1's levels have the law, agent 2's do not. First with no distillation, which is PPO on
 # each. Then with gradients to one side of the distillation alone, and with agent 1's levels for both.
 python $COINS mdpo --env-id coins-law-free --exp-name apart --distill-coef 0  # core
 python $COINS mdpo --env-id coins-law-free --exp-name mdpo  # core
-python $COINS mdpo detached --env-id coins-law-free --exp-name detached
+python $COINS mdpo detached --env-id coins-law-free --exp-name detached  # core
 python $COINS mdpo detached_own --env-id coins-law-free --exp-name detached_own
 python $COINS mdpo --env-id coins-law --exp-name mdpo_law
 
@@ -32,3 +33,19 @@ python $COINS ppo_netrand --env-id coins-colour --exp-name identity_colour --cle
 python $COINS mdpo --env-id coins-law90-free --exp-name apart90 --distill-coef 0
 python $COINS mdpo --env-id coins-law90-free --exp-name mdpo90
 python $COINS mdpo --env-id coins-law-free --exp-name mdpo_alpha0.1 --distill-coef 0.1
+
+# Does the answer depend on how it is learned: with a constant learning rate, with minibatches of 256, with both and
+# rollouts of 64?
+python $COINS mdpo --env-id coins-law-free --exp-name mdpo_constant --no-anneal-lr
+python $COINS mdpo --env-id coins-law-free --exp-name mdpo_256 --num-minibatches 2 --total-timesteps 40960
+SLOW="--num-steps 64 --no-anneal-lr --learning-rate 5e-4 --total-timesteps 40960"
+python $COINS mdpo --env-id coins-law-free --exp-name apart_64 --distill-coef 0 $SLOW
+python $COINS mdpo --env-id coins-law-free --exp-name mdpo_64 $SLOW
+
+# On the scripts' own network.
+OWN="--network script --learning-rate 5e-4"
+python $COINS mdpo --env-id coins-law-free --exp-name apart_net --distill-coef 0 $OWN
+python $COINS mdpo --env-id coins-law-free --exp-name mdpo_net $OWN
+python $COINS mdpo detached --env-id coins-law-free --exp-name detached_net $OWN
+python $COINS ppo_netrand --env-id coins-free --exp-name ppo_net --no-netrand $OWN
+python $COINS ppo_netrand --env-id coins-free --exp-name netrand_net $OWN

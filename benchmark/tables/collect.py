@@ -155,7 +155,7 @@ def settings_of(folder, about):
         name = " ".join([script, words[1], *filter(None, encoder)])
     elif stem != script:
         ablation = [word for word in words[1:2] if not word.startswith("-")]  # coins.py SCRIPT ABLATION
-        name = " ".join([script, stem, *ablation])
+        name = " ".join([script, stem, *ablation, common.value_of(words, "--network")]).strip()
     settings = common.settings_of(about["args"])
     settings["version"] = about.get("script", "")[:8]  # two texts of one name are two methods
     unknown = {"script": name, "changed": papers.as_text(settings), "default_steps": ""}

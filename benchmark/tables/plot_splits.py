@@ -108,8 +108,12 @@ def draw(table, splits=()):
         axis.grid(axis="x", alpha=0.3)
         axis.tick_params(axis="y", length=0)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_yticks(range(len(names)), [f"{method} ({task})" for task, method in names], fontsize=8)
+    one_task = table["task"].nunique() == 1
+    labels = [method if one_task else f"{method} ({task})" for task, method in names]
+    axes[0, 0].set_yticks(range(len(names)), labels, fontsize=8)
     axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
+    if table["low"].fillna(table["iqm"]).min() >= 0:
+        axes[0, 0].set_xlim(left=-0.02)
     figure.supxlabel(f"return of an episode, interquartile mean of {runs_text(table['runs'])}", fontsize=10)
     return figure
 
