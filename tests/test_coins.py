@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import AGENTS, ROOT, ROWS, folder_in, same, state_of
 
 sys.path[:0] = [str(ROOT / "benchmark" / "suites"), str(ROOT / "benchmark")]
@@ -175,7 +176,6 @@ def tiny(monkeypatch):
         return script
 
     monkeypatch.setattr(common, "load_script", load_with_a_tiny_agent)
-    monkeypatch.setattr(coins, "small", lambda script: script.Agent)
 
     def go(*words):
         words = [str(word) for word in words]
@@ -186,7 +186,7 @@ def tiny(monkeypatch):
 
 
 def flags_of(name, runs_dir, **changes):
-    values = ROWS[name]["args"] | {"runs_dir": runs_dir} | changes
+    values = ROWS[name]["args"] | {"runs_dir": runs_dir, "anneal_lr": False} | changes
     pairs = ([f"--no-{key}"] if value is False else [f"--{key}", value] for key, value in values.items())
     return [word for pair in pairs for word in pair]
 
@@ -252,10 +252,46 @@ def test_a_run_without_flags_is_short(monkeypatch, tmp_path):
     monkeypatch.setattr(script, "train", lambda args, *factories: seen.append((script.check(args), factories)))
     coins.main(["mdpo"])
     coins.main(["mdpo", "--env-id", "Coins-Law", "--total-timesteps", "99"])
-    (short, factories), (own, _) = seen
+    (short, _), (own, factories) = seen
     assert (short.env_id, short.total_timesteps, short.num_envs) == ("coins-free", 16384, 32)
     assert (own.env_id, own.total_timesteps, own.num_envs) == ("coins-law", 99, 32)
     assert factories == (coins.make_envs, script.Agent)
+
+
+@pytest.mark.parametrize("name", ["mdpo", "ppo_netrand"])
+def test_networks(name):
+    made = {}
+    for network in ("small", "script"):
+        script = common.load_script(ROOT / "algos" / f"{name}.py")
+        class_of_the_file = script.Agent
+        make_envs, make_agent = coins.on_coins(script, "", network)
+        args = script.Args(env_id="coins-free", num_envs=2)
+        envs = make_envs(args, "train")
+        agent = make_agent(envs, args)
+        obs, _ = envs.reset()
+        logits, values = agent(torch.from_numpy(obs))
+        assert logits.shape == (len(obs), 2) and values.shape == (len(obs),)
+        made[network] = sum(weight.numel() for weight in agent.parameters())
+        assert (type(agent) is class_of_the_file) == (network == "script")
+    assert made["small"] < made["script"] / 3
+
+
+def test_a_run_keeps_its_network(tiny, tmp_path, capsys):
+    tiny("mdpo", *flags_of("mdpo", tmp_path / "runs", total_timesteps=16), "--network", "script")
+    folder = folder_in(tmp_path / "runs")
+    with pytest.raises(SystemExit, match=r"^2$"):
+        tiny("mdpo", "--resume", folder)
+    assert "that run has --network script" in capsys.readouterr().err
+    tiny("mdpo", "--resume", folder, "--network=script", "--total-timesteps", "32")
+    assert state_of(folder)["step"] == 32
+
+
+def test_a_copy_without_its_blocks_has_its_own_network_alone(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text((ROOT / "algos" / "mdpo.py").read_text().replace("ImpalaBlock", "Block"))
+    with pytest.raises(SystemExit, match=r"^2$"):
+        coins.main([str(path)])
+    assert "mine.py has no ImpalaBlock to make a small network of: --network script" in capsys.readouterr().err
 
 
 # ---- The command line ----

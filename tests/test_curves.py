@@ -116,6 +116,7 @@ def test_a_run_of_a_changed_copy_is_collected_and_drawn_like_any_other(tmp_path,
         (["ablations.py", "a.py", "timm", "--encoder_stage=2", "--encoder-name", "b"], "mdpo", "mdpo timm b 2"),
         (["benchmark/suites/drawerworld.py", "drqv2_pieg"], "drqv2_pieg", "drqv2_pieg drawerworld"),
         (["coins.py", "a.py", "detached", "--seed", "1"], "mdpo", "mdpo coins detached"),
+        (["coins.py", "mdpo", "--network=script", "--seed", "1"], "mdpo", "mdpo coins script"),
         (["notebook.py"], "mdpo", "mdpo notebook"),
     ],
 )

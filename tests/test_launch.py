@@ -136,6 +136,9 @@ def of_command(command):
         return load(script), words[0], False, words[1:]
     if program == "benchmark/suites/coins.py":
         ablation = words.pop(0) if not words[0].startswith("--") else None
+        if "--network" in words:
+            place = words.index("--network")
+            words = words[:place] + words[place + 2 :]
         return load(script), ablation, True, words
     assert program in ("benchmark/suites/manipulation.py", "benchmark/suites/drawerworld.py")
     return load(script), None, True, words
