@@ -4,7 +4,7 @@
 #     python benchmark/launch.py benchmark/lists/coins.sh --core --workers 2    # skips finished runs
 #
 # benchmark/suites/coins.py says what the levels are and how long a run is. Hours per seed, on one core of a CPU with
-# AVX2: core 0.8, all about 4.
+# AVX2: core 0.14, all about 1.9, of which 1.2 are those on the scripts' own network.
 COINS=benchmark/suites/coins.py
 
 # Xie et al. 2025, 4.1: agent 1's levels have the law, agent 2's do not. First with no distillation, which is PPO on
