@@ -356,7 +356,13 @@ def test_the_report_in_the_repository_is_of_its_results(written):
     """But for bootstrap intervals, which are of more samples there. If not: python benchmark/tables/report.py."""
 
     def fixed(text):
-        return [line for line in text.split("\n") if not re.search(r"\| (rliable|runs and tasks exchanged) \|", line)]
+        lines = []
+        for line in text.split("\n"):
+            if line.count("| coins-") == 1:  # a method's returns in each split
+                line = re.sub(r" \([\d.]+, [\d.]+\)", "", line)
+            if not re.search(r"\| (rliable|runs and tasks exchanged) \|", line):
+                lines.append(line)
+        return lines
 
     assert fixed((RESULTS / "README.md").read_text()) == fixed(written)
 
