@@ -1,4 +1,4 @@
-"""What the runs of coins showed most clearly, learned again in two minutes of one core."""
+"""What the runs of coins showed most clearly, learned again in three minutes of one core."""
 
 import csv
 import sys

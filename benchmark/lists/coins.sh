@@ -4,7 +4,7 @@
 #     python benchmark/launch.py benchmark/lists/coins.sh --core --workers 2    # skips finished runs
 #
 # benchmark/suites/coins.py says what the levels are and how long a run is. Hours per seed, on one core of a CPU with
-# AVX2: core 0.14, all about 1.9, of which 1.2 are those on the scripts' own network.
+# AVX2: core 0.14, measured; all about 1.9, in part estimated, of which 1.2 are those on the scripts' own network.
 COINS=benchmark/suites/coins.py
 
 # Xie et al. 2025, 4.1: agent 1's levels have the law, agent 2's do not. First with no distillation, which is PPO on
@@ -34,8 +34,8 @@ python $COINS mdpo --env-id coins-law90-free --exp-name apart90 --distill-coef 0
 python $COINS mdpo --env-id coins-law90-free --exp-name mdpo90
 python $COINS mdpo --env-id coins-law-free --exp-name mdpo_alpha0.1 --distill-coef 0.1
 
-# Does the answer depend on how it is learned: with a constant learning rate, with minibatches of 256, with both and
-# rollouts of 64?
+# Does the answer depend on how it is learned: with a constant learning rate, with minibatches of 256, with both,
+# rollouts of 64 and half the rate?
 python $COINS mdpo --env-id coins-law-free --exp-name mdpo_constant --no-anneal-lr
 python $COINS mdpo --env-id coins-law-free --exp-name mdpo_256 --num-minibatches 2 --total-timesteps 40960
 SLOW="--num-steps 64 --no-anneal-lr --learning-rate 5e-4 --total-timesteps 40960"

@@ -46,8 +46,7 @@ TASKS = {
 # The same chance in what is evaluated; train: that of agent 1's levels. new_looks has backgrounds never seen.
 SPLITS = {"train": None, "law": 1.0, "free": 0.5, "broken": 0.0, "new_looks": 0.5}
 # Runs of a minute, where the scripts' own defaults are days. Small minibatches and a high learning rate, so that MDPO
-# too has learned its levels when the run ends. The rate falls to 0: at a constant one, policies that had the whole
-# return lost it again, because of a full return normalised advantages are noise.
+# too learns within a run. The rate falls to 0: at a constant one, policies that had the whole return lost it again.
 SHORT = "--env-id coins-free --total-timesteps 16384 --num-envs 32 --num-steps 16 --num-minibatches 8"
 SHORT += " --learning-rate 1e-3 --anneal-lr --eval-every 4096 --eval-episodes 64 --final-eval-episodes 128"
 
